@@ -1,0 +1,1 @@
+"""The nouns that every other package shares. Standard library only; imports nothing of Baton."""

@@ -1,0 +1,1 @@
+"""Things to run and to read that no part of the cluster imports."""
