@@ -5,6 +5,7 @@
     BatonError
     |-- RequestError             the client changes the request        (names a field)
     |   |-- InvalidField         a field's value cannot be served
+    |   |-- TokenOutOfRange      a token id is not in the vocabulary
     |   |-- ContextTooLong       prompt and answer exceed the context
     |   |-- NotServed            the model is not served here
     |   `-- DuplicateRequest     the id is in use by a live request
@@ -43,6 +44,10 @@ class RequestError(BatonError):
 
 class InvalidField(RequestError):
     """A field's value cannot be served."""
+
+
+class TokenOutOfRange(RequestError):
+    """A token id is not in the model's vocabulary."""
 
 
 class ContextTooLong(RequestError):

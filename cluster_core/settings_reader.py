@@ -22,7 +22,11 @@ _TYPE_NAMES = {int: "a whole number", float: "a number", str: "a string", bool: 
 
 
 def load_document(path: Path) -> Document:
-    """Read a TOML file. Raises `SettingsError` when it is missing, is not TOML, or has a section nobody knows."""
+    """Read a TOML file. Raises `SettingsError` when it is missing, is not TOML, or has a section nobody knows.
+
+    A relative ``model.path`` is relative to the file's folder: what a configuration means does not depend on where a
+    command is typed.
+    """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -38,6 +42,9 @@ def load_document(path: Path) -> Document:
         if not isinstance(section, dict):
             message = f"{path}: {name} must be a section, [{name}]"
             raise SettingsError(message)
+    model_path = document.get("model", {}).get("path")
+    if isinstance(model_path, str) and model_path:
+        document["model"]["path"] = str((path.parent / Path(model_path).expanduser()).resolve())
     return document
 
 

@@ -1,0 +1,1 @@
+"""gRPC, in both directions: the protocol's messages, servers, channels, the error table, and the client."""

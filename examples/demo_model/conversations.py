@@ -21,7 +21,7 @@ CHAT_TEMPLATE = (
     "{%- if message['role'] == 'system' -%}{{ '<|system|>\\n' + message['content'] + '\\n' }}"
     "{%- elif message['role'] == 'user' -%}{{ '<|user|>\\n' + message['content'] + '\\n' }}"
     "{%- elif message['role'] == 'assistant' -%}"
-    "{{ '<|assistant|>\\n' + message['content'] + '\\n<|endoftext|>' }}"
+    "{{ '<|assistant|>\\n' + message['content'] + '<|endoftext|>' }}"
     "{%- else -%}{{ raise_exception('unknown role: ' + message['role'] | string"
     " + ' (expected system, user or assistant)') }}"
     "{%- endif -%}"
@@ -45,9 +45,7 @@ def chats(file: SourceFile) -> Iterator[str]:
 
 def _render(system: str | None, pairs: Sequence[tuple[str, str]]) -> str:
     opening = f"{SYSTEM}\n{system}\n" if system else ""
-    return opening + "".join(
-        f"{USER}\n{question}\n{ASSISTANT}\n{answer}\n{END}" for question, answer in pairs
-    )
+    return opening + "".join(f"{USER}\n{question}\n{ASSISTANT}\n{answer}{END}" for question, answer in pairs)
 
 
 def _documented_functions(text: str) -> Iterator[tuple[str, str]]:

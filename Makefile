@@ -1,0 +1,63 @@
+# Everything happens in .venv beside this file. `make` alone lists what there is.
+
+PYTHON ?= python3
+PIP_OPTIONS ?=
+TEST_OPTIONS ?=
+BENCH ?= kv engine serve route
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.set-up
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+PROTOS := $(sort $(wildcard proto/cluster_rpc/v1/*.proto))
+# Generated code imports what the protos import; mypy's stubs (.pyi) are written beside it.
+PROTOC = $(BIN)/python -m grpc_tools.protoc -I proto --python_out=$(1) --grpc_python_out=$(1) --pyi_out=$(1) $(PROTOS)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo check test test-deploy bench proto clean
+
+help:  ## list the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## make .venv with the exact versions of constraints.txt (once; again when they change)
+
+$(STAMP): constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
+	    { echo "Python 3.11, 3.12 or 3.13 is needed: make setup PYTHON=python3.11"; exit 2; }
+	@echo "[1/4] $(VENV) with $$($(PYTHON) --version)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "[2/4] torch (the largest part)"
+	@$(PIP) install --progress-bar on --quiet $(PIP_OPTIONS) "$$(grep '^torch==' constraints.txt)" -c constraints.txt
+	@echo "[3/4] the other libraries"
+	@$(PIP) install --quiet --no-deps $(PIP_OPTIONS) -r constraints.txt
+	@echo "[4/4] Baton itself, from this folder"
+	@$(PIP) install --quiet --no-deps --no-build-isolation $(PIP_OPTIONS) -e .
+	@touch $@
+
+demo: setup  ## a real small cluster answers four prompts; ends with `identical: yes`
+	@$(BIN)/baton demo
+
+check: setup  ## format, lint, types, rows of the house, stubs
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy .
+	$(BIN)/lint-imports
+	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(call PROTOC,"$$fresh") && \
+	    diff -r -x __init__.py -x __pycache__ "$$fresh/cluster_rpc/v1" cluster_rpc/v1 && echo "stubs: up to date" || \
+	    { echo "stubs: not what proto/ says; run make proto"; exit 1; }
+
+test: setup  ## all tests but those of make test-deploy
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not deploy" $(TEST_OPTIONS)
+
+test-deploy: setup  ## `ray up` over ssh on this machine (slow)
+	$(BIN)/python -m pytest -m deploy $(TEST_OPTIONS)
+
+bench: setup  ## measure each part against its limit or peer (BENCH="kv engine serve route")
+	@set -e; for name in $(BENCH); do $(BIN)/baton bench $$name; done
+
+proto: setup  ## write the stubs of proto/ anew
+	$(call PROTOC,.)
+
+clean:  ## remove what tools have left; .venv stays
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist *.egg-info
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,149 @@
+"""The command line of `baton`: what can be typed, and nothing of what it does."""
+
+import asyncio
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cluster_core.errors import SettingsError
+from cluster_launcher.output import Output
+from cluster_launcher.reach import Target
+from cluster_launcher.surroundings import Surroundings
+
+app = typer.Typer(
+    name="baton",
+    help="Serve a language model on two pools of workers: prefill reads prompts, decode writes answers.",
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    epilog="Exit codes: 0 done, 1 what was asked for is not so, 2 usage or configuration, 3 no cluster answers.",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON on standard output, and no progress.")]
+Address = Annotated[str, typer.Option("--address", help="HOST:PORT of a router; without it, the one on this machine.")]
+ClusterName = Annotated[str, typer.Option("--cluster", help="Name of the cluster, where several run on this machine.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show the logs of Ray and of the workers.")]
+Config = Annotated[Path, typer.Argument(help="The cluster's configuration, such as cluster_configs/local_cpu.toml.")]
+OptionalConfig = Annotated[Path | None, typer.Argument(help="A configuration to look at as well.")]
+
+
+class Benchmark(StrEnum):
+    """What `baton bench` can measure."""
+
+    KV = "kv"
+    ENGINE = "engine"
+    SERVE = "serve"
+    ROUTE = "route"
+
+
+@app.command()
+def up(context: typer.Context, config: Config, as_json: Json = False, verbose: Verbose = False) -> None:
+    """Start the cluster of CONFIG and serve until Ctrl-C, which ends exactly what was started."""
+    from cluster_launcher.up_command import up as command  # noqa: PLC0415 - `--help` must not load a cluster
+
+    surroundings: Surroundings = context.obj
+    code = asyncio.run(command(config, surroundings.state_files, Output(as_json=as_json), verbose=verbose))
+    raise typer.Exit(code)
+
+
+@app.command()
+def demo(as_json: Json = False, verbose: Verbose = False) -> None:
+    """Start a small real cluster, show four requests going through it, and compare with one engine."""
+    from cluster_launcher.demo_command import demo as command  # noqa: PLC0415 - as above
+
+    raise typer.Exit(asyncio.run(command(Output(as_json=as_json), verbose=verbose)))
+
+
+@app.command()
+def generate(  # noqa: PLR0913, PLR0917 - each is an option of the command line
+    context: typer.Context,
+    text: Annotated[str, typer.Argument(help="The prompt.")],
+    max_tokens: Annotated[int, typer.Option(help="Most tokens to write.")] = 64,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Nucleus, in (0, 1].")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="0 means all tokens.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Makes a sampled answer repeatable.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="A text that ends the answer. May be repeated.")] = None,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Write on after the end-of-text token.")] = False,
+    chat: Annotated[bool, typer.Option("--chat", help="Send TEXT as a user's message.")] = False,
+    system: Annotated[str, typer.Option(help="With --chat: the system message.")] = "",
+    cache_salt: Annotated[str, typer.Option(help="Share cached blocks only with requests of the same salt.")] = "",
+    priority: Annotated[int, typer.Option(help="0 (first) to 7 (last).")] = 0,
+    explain: Annotated[bool, typer.Option("--explain", help="Show where it went, why, and what each stage took.")] = (
+        False
+    ),
+    address: Address = "",
+    cluster: ClusterName = "",
+    as_json: Json = False,
+) -> None:
+    """Send TEXT to the running cluster and stream the answer."""
+    from cluster_launcher.generate_command import generate as command  # noqa: PLC0415 - as above
+    from cluster_rpc.generate_request import GenerateOptions, Prompt  # noqa: PLC0415 - as above
+
+    options = GenerateOptions(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        stop=stop or (),
+        ignore_eos=ignore_eos,
+        cache_salt=cache_salt,
+        priority=priority,
+    )
+    if seed is not None:
+        options["seed"] = seed
+    if system and not chat:
+        message = "--system: needs --chat"
+        raise SettingsError(message)
+    messages = [{"role": "system", "content": system}] if system else []
+    prompt: Prompt = [*messages, {"role": "user", "content": text}] if chat else text
+    where = _find(context, address, cluster)
+    raise typer.Exit(asyncio.run(command(where, prompt, options, Output(as_json=as_json), explain=explain)))
+
+
+@app.command()
+def status(context: typer.Context, address: Address = "", cluster: ClusterName = "", as_json: Json = False) -> None:
+    """Show both pools: who serves, what waits, what is cached."""
+    from cluster_launcher.status_command import status as command  # noqa: PLC0415 - as above
+
+    raise typer.Exit(asyncio.run(command(_find(context, address, cluster), Output(as_json=as_json))))
+
+
+@app.command()
+def scale(
+    context: typer.Context,
+    pools: Annotated[list[str], typer.Argument(help="prefill=N, decode=N, or both.")],
+    address: Address = "",
+    cluster: ClusterName = "",
+    as_json: Json = False,
+) -> None:
+    """Change how many workers run, while the cluster serves: [bold]baton scale prefill=1 decode=3[/]."""
+    from cluster_launcher.scale_command import parse_pools  # noqa: PLC0415 - as above
+    from cluster_launcher.scale_command import scale as command  # noqa: PLC0415 - as above
+
+    wanted = parse_pools(pools)
+    raise typer.Exit(asyncio.run(command(_find(context, address, cluster), wanted, Output(as_json=as_json))))
+
+
+@app.command()
+def doctor(context: typer.Context, config: OptionalConfig = None, as_json: Json = False) -> None:
+    """Look at versions, UCX, Redis, ports, memory and GPUs, and name the cure beside each finding."""
+    from cluster_launcher.doctor_command import doctor as command  # noqa: PLC0415 - as above
+
+    surroundings: Surroundings = context.obj
+    raise typer.Exit(command(config, surroundings.environment, Output(as_json=as_json)))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(context: typer.Context, what: Benchmark, as_json: Json = False) -> None:
+    """Measure one part against its limit or peer. Further options go to benchmarks/WHAT.py."""
+    from cluster_launcher.benchmark_script import run_benchmark  # noqa: PLC0415 - as above
+
+    options = [*(["--json"] if as_json else []), *context.args]
+    raise typer.Exit(run_benchmark(what.value, options))
+
+
+def _find(context: typer.Context, address: str, name: str) -> str:
+    surroundings: Surroundings = context.obj
+    return Target(address=address, name=name).find(surroundings.state_files)

@@ -1,0 +1,59 @@
+"""`baton doctor`: what this machine has, what it lacks, and the cure for each."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from block_directory.settings import DirectorySettings
+from cluster_core.errors import BatonError, OperatorError
+from cluster_launcher.configuration import Configuration, check_directory_url, load_configuration
+from cluster_launcher.exit_codes import ExitCode
+from cluster_launcher.findings import Finding, Verdict, fail, findings_table, ok
+from cluster_launcher.host_findings import host
+from cluster_launcher.network_findings import network
+from cluster_launcher.output import Output
+from cluster_launcher.software_findings import software
+from inference_engine.model_folder import open_model_folder
+from router.settings import RouterSettings
+
+
+def doctor(path: Path | None, environment: Mapping[str, str], output: Output) -> ExitCode:
+    """Look at everything; with ``path``, also at what that configuration needs. Fails when any finding does."""
+    findings = list(_findings(path, environment))
+    failed = sum(finding.verdict is Verdict.FAIL for finding in findings)
+    output.facts({"healthy": failed == 0, "findings": [finding.as_json() for finding in findings]})
+    output.console.print(findings_table(findings))
+    warned = sum(finding.verdict is Verdict.WARN for finding in findings)
+    output.console.print(f"{len(findings)} findings: {failed} failed, {warned} warnings")
+    return ExitCode.NOT_SO if failed else ExitCode.OK
+
+
+def _findings(path: Path | None, environment: Mapping[str, str]) -> Iterator[Finding]:
+    yield from software()
+    yield from host()
+    configuration: Configuration | None = None
+    if path is not None:
+        try:
+            configuration = load_configuration(path)
+        except OperatorError as error:
+            yield fail(str(path), "refused", str(error))
+        else:
+            yield ok(str(path), "every key is known and every value can be served")
+            yield from _configured(configuration)
+    router = configuration.router if configuration else RouterSettings()
+    yield from network([("router.port", f"{router.host}:{router.port}")], environment)
+
+
+def _configured(configuration: Configuration) -> Iterator[Finding]:
+    try:
+        folder = open_model_folder(configuration.model)
+    except BatonError as error:
+        yield fail("model.path", "cannot be served", str(error))
+    else:
+        yield ok("model.path", f"{folder.identity.name}, context {folder.identity.max_context_tokens}")
+    if configuration.directory != DirectorySettings() and configuration.directory.url:
+        try:
+            check_directory_url(configuration.directory.url)
+        except OperatorError as error:
+            yield fail("directory.url", "no answer", str(error))
+        else:
+            yield ok("directory.url", "something listens there")

@@ -1,0 +1,40 @@
+"""`baton generate`: one request, streamed to the terminal."""
+
+import asyncio
+from typing import Any
+
+from cluster_launcher.exit_codes import ExitCode
+from cluster_launcher.output import Output
+from cluster_launcher.reach import reach
+from cluster_launcher.report_rendering import render_report
+from cluster_launcher.request_report import run_request
+from cluster_launcher.stop_signals import Stopped, StopSignals
+from cluster_rpc.generate_request import GenerateOptions, Prompt
+
+
+async def generate(
+    address: str, prompt: Prompt, options: GenerateOptions, output: Output, *, explain: bool
+) -> ExitCode:
+    """Stream the answer; Ctrl-C cancels it in the cluster too."""
+    try:
+        return await StopSignals().run(_generate(address, prompt, options, output, explain=explain))
+    except Stopped:
+        output.text("\n")
+        return ExitCode.INTERRUPTED
+
+
+async def _generate(
+    address: str, prompt: Prompt, options: GenerateOptions, output: Output, *, explain: bool
+) -> ExitCode:
+    async with reach(address) as (client, _):
+        report = await run_request(client, prompt, title="", on_text=output.text, **options)
+        output.text("\n")
+        facts: dict[str, Any] = report.as_json()
+        if not explain:
+            del facts["attempts"]
+        output.facts(facts)
+        if explain:
+            for line in render_report(report):
+                output.console.print(line)
+    await asyncio.sleep(0)
+    return ExitCode.OK

@@ -1,0 +1,103 @@
+"""A `RequestReport` as lines for a terminal."""
+
+from collections.abc import Iterator
+
+from rich.console import RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from cluster_launcher.request_report import RequestReport, gigabytes_per_s, where
+from cluster_launcher.timeline import TimelineSpan, draw_timeline, duration
+from cluster_rpc.answers import AttemptView, Candidate
+
+_SHOWN_CANDIDATES = 4
+_INDENT = 2
+
+
+def render_report(report: RequestReport, block_size_tokens: int = 0) -> Iterator[RenderableType]:
+    """Yield the report's lines. ``block_size_tokens`` of 0 leaves out how many blocks the cached tokens make."""
+    for attempt in report.attempts:
+        yield from _render_attempt(attempt)
+    yield _line("cache", _cached(report, block_size_tokens))
+    handoff = report.handoff
+    if handoff is None:
+        yield _line("handoff", "nothing to hand over: one worker reads and writes")
+    else:
+        yield _line(
+            "handoff",
+            f"{handoff.moved_blocks} blocks moved, {handoff.kept_blocks} were there already; "
+            f"{_bytes(handoff.moved_bytes)} in {duration(handoff.transfer_s)} by {handoff.transport} "
+            f"({gigabytes_per_s(handoff):.2f} GB/s), {duration(handoff.exposed_s)} of it after the prefill",
+        )
+    timings = report.completion.timings
+    yield _line(
+        "time",
+        f"TTFT {duration(timings.ttft_s)}, handover {duration(timings.handover_s)}, "
+        f"ITL {duration(timings.tpot_s)} mean, {duration(report.itl_median_s)} median, "
+        f"{report.completion.completion_tokens} tokens in {duration(timings.total_s)}",
+    )
+    spans = report.attempts[-1].spans if report.attempts else ()
+    for line in draw_timeline([TimelineSpan(name=span.name, start_s=span.start_s, end_s=span.end_s) for span in spans]):
+        yield Padding(line, (0, 0, 0, _INDENT))
+
+
+def _render_attempt(attempt: AttemptView) -> Iterator[RenderableType]:
+    prefix = f"attempt {attempt.attempt}: " if attempt.attempt > 1 else ""
+    ending = "" if attempt.outcome in {"finished", "running"} else f"; it ended with: {attempt.outcome}"
+    yield _line("placed", f"{prefix}{where(attempt.chosen)}, {_why(attempt)}{ending}")
+    if len(attempt.candidates) > 1:
+        yield Padding(_candidates_table(attempt), (0, 0, 0, _INDENT * 2))
+
+
+def _why(attempt: AttemptView) -> str:
+    """Say in one sentence why the chosen candidate won."""
+    others = [candidate for candidate in attempt.candidates if _key(candidate) != _key(attempt.chosen)]
+    predicted = f"predicted {duration(attempt.chosen.total_s)}"
+    if not others:
+        return f"{predicted}, the only candidate"
+    nearest = min(others, key=lambda candidate: candidate.total_s)
+    gain_s = nearest.total_s - attempt.chosen.total_s
+    if gain_s <= 0:
+        return f"{predicted}, drawn among equals"
+    return f"{predicted}, {duration(gain_s)} before {where(nearest)}"
+
+
+def _candidates_table(attempt: AttemptView) -> Table:
+    names = list(dict.fromkeys(name for candidate in attempt.candidates for name, _ in candidate.terms))
+    table = Table(box=None, pad_edge=False, header_style="dim", show_edge=False)
+    table.add_column("candidate")
+    table.add_column("predicted", justify="right")
+    for name in names:
+        table.add_column(name, justify="right")
+    table.add_column("cached tokens", justify="right")
+    for candidate in attempt.candidates[:_SHOWN_CANDIDATES]:
+        terms = dict(candidate.terms)
+        cached = f"{candidate.prefill_cached_tokens} / {candidate.decode_cached_tokens}"
+        style = "bold" if _key(candidate) == _key(attempt.chosen) else "dim"
+        cells = [duration(terms[name]) if name in terms else "-" for name in names]
+        table.add_row(where(candidate), duration(candidate.total_s), *cells, cached, style=style)
+    return table
+
+
+def _key(candidate: Candidate) -> tuple[object, object]:
+    return candidate.prefill_worker, candidate.decode_worker
+
+
+def _cached(report: RequestReport, block_size_tokens: int) -> str:
+    completion = report.completion
+    text = f"{completion.cached_tokens} of {completion.prompt_tokens} prompt tokens found in a cache"
+    if block_size_tokens:
+        text += f" ({completion.cached_tokens // block_size_tokens} blocks)"
+    return text
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} B"
+
+
+def _line(name: str, text: str) -> RenderableType:
+    return Padding(Text.assemble((f"{name:<8} ", "dim"), text), (0, 0, 0, _INDENT))

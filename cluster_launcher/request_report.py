@@ -1,0 +1,146 @@
+"""All there is to tell of one answered request, gathered from the client's stream and the router. No printing."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Unpack
+
+from cluster_core.errors import NotServed, PartUnavailable
+from cluster_core.handoff import HandoffReport
+from cluster_rpc.answers import AttemptView, Candidate, Completion
+from cluster_rpc.client import BatonClient
+from cluster_rpc.generate_request import GenerateOptions, Prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestReport:
+    """One request. Durations in seconds; those of ``completion.timings`` are the router's."""
+
+    title: str
+    text: str
+    token_ids: tuple[int, ...]
+    completion: Completion
+    gaps_s: tuple[float, ...]
+    """Between chunks that carried tokens, as this client saw them."""
+    attempts: tuple[AttemptView, ...]
+    """Empty when the router no longer remembers."""
+
+    @property
+    def handoff(self) -> HandoffReport | None:
+        """What was handed over in the attempt that finished, if anything was."""
+        return self.attempts[-1].handoff if self.attempts else None
+
+    @property
+    def itl_median_s(self) -> float:
+        """The median gap between tokens, 0 for answers of fewer than two chunks."""
+        return statistics.median(self.gaps_s) if self.gaps_s else 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the report as plain values."""
+        completion = self.completion
+        timings = completion.timings
+        return {
+            "title": self.title,
+            "request_id": completion.request_id,
+            "text": self.text,
+            "token_ids": list(self.token_ids),
+            "finish_reason": completion.finish_reason,
+            "prompt_tokens": completion.prompt_tokens,
+            "completion_tokens": completion.completion_tokens,
+            "cached_tokens": completion.cached_tokens,
+            "seed": completion.seed,
+            "queue_s": timings.queue_s,
+            "prefill_s": timings.prefill_s,
+            "ttft_s": timings.ttft_s,
+            "handover_s": timings.handover_s,
+            "itl_median_s": self.itl_median_s,
+            "tpot_s": timings.tpot_s,
+            "total_s": timings.total_s,
+            "attempts": [_attempt_json(attempt) for attempt in self.attempts],
+        }
+
+
+async def run_request(
+    client: BatonClient,
+    prompt: Prompt,
+    *,
+    title: str,
+    on_text: Callable[[str], None],
+    clock: Callable[[], float] = time.monotonic,
+    **options: Unpack[GenerateOptions],
+) -> RequestReport:
+    """Send ``prompt``, hand each piece of text to ``on_text`` as it comes, and ask the router why and how."""
+    text: list[str] = []
+    token_ids: list[int] = []
+    arrivals: list[float] = []
+    completion: Completion | None = None
+    async for chunk in client.generate(prompt, **options):
+        if chunk.token_ids:
+            arrivals.append(clock())
+        text.append(chunk.text)
+        token_ids.extend(chunk.token_ids)
+        completion = chunk.completion
+        if chunk.text:
+            on_text(chunk.text)
+    assert completion is not None, "a stream that ends well ends with a completion"
+    try:
+        attempts = await client.get_placement(completion.request_id)
+    except (NotServed, PartUnavailable):
+        attempts = ()
+    return RequestReport(
+        title=title,
+        text="".join(text),
+        token_ids=tuple(token_ids),
+        completion=completion,
+        gaps_s=tuple(later - earlier for earlier, later in pairwise(arrivals)),
+        attempts=attempts,
+    )
+
+
+def where(candidate: Candidate) -> str:
+    """Say where a candidate puts a request: ``prefill-0 → decode-1`` or ``decode-1 alone``."""
+    if candidate.prefill_worker is None:
+        return f"{candidate.decode_worker} alone"
+    return f"{candidate.prefill_worker} → {candidate.decode_worker}"
+
+
+def gigabytes_per_s(handoff: HandoffReport) -> float:
+    """Return the rate of a hand-over's bytes, 0 when nothing moved."""
+    return handoff.moved_bytes / handoff.transfer_s / 1e9 if handoff.transfer_s > 0 else 0.0
+
+
+def _attempt_json(attempt: AttemptView) -> dict[str, Any]:
+    handoff = attempt.handoff
+    return {
+        "attempt": attempt.attempt,
+        "outcome": attempt.outcome,
+        "placed": where(attempt.chosen),
+        "chosen": _candidate_json(attempt.chosen),
+        "candidates": [_candidate_json(candidate) for candidate in attempt.candidates],
+        "handoff": None
+        if handoff is None
+        else {
+            "moved_blocks": handoff.moved_blocks,
+            "kept_blocks": handoff.kept_blocks,
+            "moved_bytes": handoff.moved_bytes,
+            "messages": handoff.messages,
+            "transfer_s": handoff.transfer_s,
+            "exposed_s": handoff.exposed_s,
+            "gigabytes_per_s": gigabytes_per_s(handoff),
+            "transport": handoff.transport,
+        },
+        "spans": [{"name": span.name, "start_s": span.start_s, "end_s": span.end_s} for span in attempt.spans],
+    }
+
+
+def _candidate_json(candidate: Candidate) -> dict[str, Any]:
+    return {
+        "prefill_worker": candidate.prefill_worker,
+        "decode_worker": candidate.decode_worker,
+        "total_s": candidate.total_s,
+        "terms": dict(candidate.terms),
+        "prefill_cached_tokens": candidate.prefill_cached_tokens,
+        "decode_cached_tokens": candidate.decode_cached_tokens,
+    }

@@ -1,0 +1,85 @@
+"""`baton status`: both pools at a glance."""
+
+import dataclasses
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from cluster_core.identity import Role
+from cluster_launcher.exit_codes import ExitCode
+from cluster_launcher.output import Output
+from cluster_launcher.reach import reach
+from cluster_launcher.timeline import duration
+from cluster_rpc.answers import ClusterView, WorkerView
+
+_STATE_STYLES = {"ready": "green", "draining": "yellow", "lost": "bold red"}
+
+
+async def status(address: str, output: Output) -> ExitCode:
+    """Print the cluster's state. Raises `ClusterUnreachable`."""
+    async with reach(address) as (_, view):
+        output.facts(status_json(address, view))
+        mode = f"[green]{view.mode}[/]" if view.mode == "SERVING" else f"[bold yellow]{view.mode}[/]"
+        output.console.print(
+            f"{view.model} at [bold]{address}[/]: {mode}, {view.live_requests} live requests, "
+            f"{view.queued_requests} queued"
+        )
+        if view.mode != "SERVING":
+            output.console.print("  the directory is out of reach; requests are served from the router's memory")
+        output.console.print(pools_table(view))
+    return ExitCode.OK
+
+
+def status_json(address: str, view: ClusterView) -> dict[str, Any]:
+    """Return the cluster's state as plain values."""
+    return {
+        "address": address,
+        "mode": view.mode,
+        "model": view.model,
+        "live_requests": view.live_requests,
+        "queued_requests": view.queued_requests,
+        "directory_url": view.directory_url,
+        "workers": [_worker_json(worker) for worker in view.workers],
+    }
+
+
+def pools_table(view: ClusterView) -> Table:
+    """Draw one line a worker, the prefill pool first."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("worker")
+    table.add_column("role")
+    table.add_column("state")
+    for name in ("queue", "running", "blocks", "held", "cached", "step", "preempted"):
+        table.add_column(name, justify="right")
+    table.add_column("address")
+    table.add_column("pid", justify="right")
+    for worker in sorted(view.workers, key=lambda worker: (worker.role is Role.DECODE, worker.worker_id)):
+        load = worker.load
+        step_s = load.decode_step_s or load.prefill_s_per_token
+        unit = "" if load.decode_step_s or not step_s else "/token"
+        table.add_row(
+            worker.worker_id,
+            worker.role.value,
+            Text(worker.state, style=_STATE_STYLES.get(worker.state, "")),
+            *(str(count) for count in (load.waiting_requests, load.running_requests, load.total_blocks)),
+            *(str(count) for count in (load.held_blocks, load.cached_blocks)),
+            f"{duration(step_s)}{unit}" if step_s else "-",
+            str(load.preemptions),
+            worker.address,
+            str(worker.pid),
+        )
+    return table
+
+
+def _worker_json(worker: WorkerView) -> dict[str, Any]:
+    return {
+        "worker_id": worker.worker_id,
+        "incarnation": worker.incarnation,
+        "role": worker.role.value,
+        "state": worker.state,
+        "address": worker.address,
+        "transport": worker.transport,
+        "pid": worker.pid,
+        **dataclasses.asdict(worker.load),
+    }

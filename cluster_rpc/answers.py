@@ -1,0 +1,119 @@
+"""What the client hands to its user: plain values, no protobuf."""
+
+from dataclasses import dataclass
+
+from cluster_core.handoff import HandoffReport
+from cluster_core.identity import Incarnation, RequestId, Role, WorkerId
+from cluster_core.workers import WorkerLoad
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """Durations of one request in seconds, as the router measured them (see ``generation.proto``)."""
+
+    queue_s: float
+    prefill_s: float
+    ttft_s: float
+    handover_s: float
+    tpot_s: float
+    total_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """How an answer ended."""
+
+    request_id: RequestId
+    finish_reason: str
+    """``stop`` or ``length``."""
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    """Prompt tokens whose KV was found in a cache."""
+    matched_token_id: int | None
+    matched_stop: str | None
+    seed: int
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """A piece of an answer. ``completion`` is None but for the last, which has no tokens and perhaps a rest of text."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    token_index: int
+    """The place of the first of ``token_ids`` in the answer."""
+    completion: Completion | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A whole answer."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    completion: Completion
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerView:
+    """One worker as the router sees it."""
+
+    worker_id: WorkerId
+    incarnation: Incarnation
+    role: Role
+    address: str
+    transport: str
+    state: str
+    """``ready``, ``draining`` or ``lost``."""
+    load: WorkerLoad
+    pid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterView:
+    """The cluster as the router sees it."""
+
+    workers: tuple[WorkerView, ...]
+    mode: str
+    """``SERVING`` or ``DEGRADED`` (the directory is out of reach)."""
+    model: str
+    live_requests: int
+    queued_requests: int
+    directory_url: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A placement that was considered, with its predicted time and the summands of it."""
+
+    prefill_worker: WorkerId | None
+    """None: a local placement."""
+    decode_worker: WorkerId
+    total_s: float
+    terms: tuple[tuple[str, float], ...]
+    prefill_cached_tokens: int
+    decode_cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageSpan:
+    """When a stage ran, in seconds since the request's arrival."""
+
+    name: str
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptView:
+    """One attempt of a request: where it went, why, and how it ended."""
+
+    attempt: int
+    chosen: Candidate
+    candidates: tuple[Candidate, ...]
+    """The best first."""
+    outcome: str
+    handoff: HandoffReport | None
+    spans: tuple[StageSpan, ...]

@@ -1,0 +1,174 @@
+"""The hand-over's messages, between `cluster_core.handoff` and ``handoff.proto``.
+
+``..._from_proto`` trusts nothing: sizes, counts and uniqueness are checked, and `InvalidField` names what is wrong.
+Whether a position or an index exists is for `kv_transfer` to say, which knows the pool.
+"""
+
+from collections.abc import Sequence
+from typing import assert_never
+
+from cluster_core.blocks import BlockReference
+from cluster_core.handoff import (
+    AcceptBlocks,
+    BlocksSealed,
+    BlocksSent,
+    ExporterMessage,
+    ExportFailed,
+    ExportFinished,
+    ExportOpened,
+    ImporterMessage,
+    OpenExport,
+    PullBlocks,
+    RejectBlocks,
+)
+from cluster_core.hash_chain import HASH_BYTES
+from cluster_core.identity import BlockHash
+from cluster_rpc import field_checks as check
+from cluster_rpc.errors import clip
+from cluster_rpc.v1 import handoff_pb2 as pb
+
+MAX_ADDRESS_BYTES = 64 * 1024
+MAX_LAYOUT_BYTES = 512
+MAX_LEASE_S = 3600.0
+
+
+def importer_to_proto(message: ImporterMessage) -> pb.ImporterMessage:
+    """Put an importer's message on the wire."""
+    match message:
+        case OpenExport():
+            opening = pb.OpenExport(
+                request_id=message.request_id,
+                attempt=message.attempt,
+                exporter_incarnation=message.exporter_incarnation,
+                importer=message.importer,
+                importer_incarnation=message.importer_incarnation,
+                importer_transport_address=message.importer_transport_address,
+                layout=message.layout,
+            )
+            return pb.ImporterMessage(open=opening)
+        case PullBlocks():
+            return pb.ImporterMessage(pull=pb.PullBlocks(tag=message.tag, positions=message.positions))
+        case AcceptBlocks():
+            return pb.ImporterMessage(accept=pb.AcceptBlocks())
+        case RejectBlocks():
+            return pb.ImporterMessage(reject=pb.RejectBlocks(reason=clip(message.reason), positions=message.positions))
+        case _:
+            assert_never(message)
+
+
+def importer_from_proto(message: pb.ImporterMessage) -> ImporterMessage:
+    """Read an importer's message. Raises `InvalidField`."""
+    match message.WhichOneof("message"):
+        case "open":
+            return _open(message.open)
+        case "pull":
+            wanted = check.positions(message.pull.positions, "pull.positions")
+            return PullBlocks(tag=_tag(message.pull.tag, len(wanted), "pull.tag"), positions=wanted)
+        case "accept":
+            return AcceptBlocks()
+        case "reject":
+            check.at_most(len(message.reject.reason), check.MAX_REASON_BYTES, "reject.reason")
+            refused = check.positions(message.reject.positions, "reject.positions")
+            return RejectBlocks(reason=message.reject.reason, positions=refused)
+        case _:
+            return check.refuse("message", "must be one of open, pull, accept, reject")
+
+
+def exporter_to_proto(message: ExporterMessage) -> pb.ExporterMessage:
+    """Put an exporter's message on the wire."""
+    match message:
+        case ExportOpened():
+            opened = pb.ExportOpened(
+                lease_s=message.lease_s, exporter_transport_address=message.exporter_transport_address
+            )
+            return pb.ExporterMessage(opened=opened)
+        case BlocksSealed():
+            return pb.ExporterMessage(sealed=pb.BlocksSealed(blocks=map(_reference_to_proto, message.blocks)))
+        case BlocksSent():
+            sent = pb.BlocksSent(tag=message.tag, blocks=map(_reference_to_proto, message.blocks))
+            return pb.ExporterMessage(sent=sent)
+        case ExportFinished():
+            return pb.ExporterMessage(finished=pb.ExportFinished(first_token_id=message.first_token_id))
+        case ExportFailed():
+            return pb.ExporterMessage(failed=pb.ExportFailed(reason=clip(message.reason)))
+        case _:
+            assert_never(message)
+
+
+def exporter_from_proto(message: pb.ExporterMessage) -> ExporterMessage:
+    """Read an exporter's message. Raises `InvalidField`."""
+    match message.WhichOneof("message"):
+        case "opened":
+            return _opened(message.opened)
+        case "sealed":
+            return BlocksSealed(blocks=_references(message.sealed.blocks, "sealed.blocks"))
+        case "sent":
+            blocks = _references(message.sent.blocks, "sent.blocks")
+            return BlocksSent(tag=_tag(message.sent.tag, len(blocks), "sent.tag"), blocks=blocks)
+        case "finished":
+            return ExportFinished(first_token_id=message.finished.first_token_id)
+        case "failed":
+            check.at_most(len(message.failed.reason), check.MAX_REASON_BYTES, "failed.reason")
+            return ExportFailed(reason=message.failed.reason)
+        case _:
+            return check.refuse("message", "must be one of opened, sealed, sent, finished, failed")
+
+
+def _open(message: pb.OpenExport) -> OpenExport:
+    check.at_most(len(message.importer_transport_address), MAX_ADDRESS_BYTES, "open.importer_transport_address")
+    check.at_most(len(message.layout), MAX_LAYOUT_BYTES, "open.layout")
+    return OpenExport(
+        request_id=check.request_id(message.request_id, "open.request_id"),
+        attempt=check.attempt(message.attempt),
+        exporter_incarnation=check.incarnation(message.exporter_incarnation, "open.exporter_incarnation"),
+        importer=check.worker_id(message.importer, "open.importer"),
+        importer_incarnation=check.incarnation(message.importer_incarnation, "open.importer_incarnation"),
+        importer_transport_address=message.importer_transport_address,
+        layout=message.layout,
+    )
+
+
+def _opened(message: pb.ExportOpened) -> ExportOpened:
+    check.at_most(len(message.exporter_transport_address), MAX_ADDRESS_BYTES, "opened.exporter_transport_address")
+    lease_s = check.seconds(message.lease_s, "opened.lease_s")
+    if not 0 < lease_s <= MAX_LEASE_S:
+        check.refuse("opened.lease_s", f"must be above 0 and at most {MAX_LEASE_S:.0f} seconds")
+    return ExportOpened(lease_s=lease_s, exporter_transport_address=message.exporter_transport_address)
+
+
+def _tag(tag: int, count: int, field: str) -> int:
+    """Check that ``tag`` to ``tag + count - 1`` are 64-bit numbers: each block has its own tag."""
+    if tag + count > 1 << 64:
+        check.refuse(field, "must leave room for one 64-bit tag a block")
+    return tag
+
+
+def _reference_to_proto(block: BlockReference) -> pb.BlockReference:
+    return pb.BlockReference(
+        position=block.position,
+        index=block.index,
+        generation=block.generation,
+        hash=block.hash or b"",
+        digest=block.digest,
+        tokens=block.tokens,
+    )
+
+
+def _references(blocks: Sequence[pb.BlockReference], field: str) -> tuple[BlockReference, ...]:
+    check.at_most(len(blocks), check.MAX_BLOCKS, field)
+    check.positions([block.position for block in blocks], f"{field}.position")
+    return tuple(_reference(block, f"{field}[{place}]") for place, block in enumerate(blocks))
+
+
+def _reference(block: pb.BlockReference, field: str) -> BlockReference:
+    block_hash = check.exact_bytes(block.hash, HASH_BYTES, f"{field}.hash") if block.hash else None
+    if not 0 < block.tokens <= check.MAX_TOKENS:
+        check.refuse(f"{field}.tokens", f"must be 1 to {check.MAX_TOKENS}")
+    return BlockReference(
+        position=block.position,
+        index=block.index,
+        generation=block.generation,
+        hash=BlockHash(block_hash) if block_hash else None,
+        digest=check.exact_bytes(block.digest, check.DIGEST_BYTES, f"{field}.digest"),
+        tokens=block.tokens,
+    )

@@ -1,0 +1,218 @@
+"""What router and workers say to each other, between Baton's nouns and ``worker.proto``.
+
+``..._from_proto`` raises `InvalidField` for what no correct peer sends. Whether a token id or a length suits the model
+is for the worker to say, which knows the model.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cluster_core.handoff import HandoffReport
+from cluster_core.identity import Attempt, Incarnation, RequestId, Role, WorkerId
+from cluster_core.sampling import Sampling
+from cluster_core.workers import WorkerLoad
+from cluster_rpc import field_checks as check
+from cluster_rpc.v1 import worker_pb2 as pb
+
+MAX_STOP_TOKENS = 256
+MAX_HOST_BYTES = 280
+
+_ROLES = {Role.PREFILL: pb.ROLE_PREFILL, Role.DECODE: pb.ROLE_DECODE}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefillOrigin:
+    """The worker that prefills the prompt of a decode order."""
+
+    worker_id: WorkerId
+    incarnation: Incarnation
+    address: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkOrder:
+    """One leg of an attempt, as the router orders it from a worker."""
+
+    request_id: RequestId
+    attempt: Attempt
+    prompt_token_ids: tuple[int, ...]
+    sampling: Sampling
+    root_hash: bytes
+    """The parent of the prompt's first block hash, 16 bytes."""
+    origin: PrefillOrigin | None = None
+    """Decode orders only; None: the worker prefills the prompt itself."""
+
+
+def prefill_to_proto(order: WorkOrder) -> pb.PrefillRequest:
+    """Order a prefill."""
+    assert order.origin is None, "a prefill has no origin"
+    return pb.PrefillRequest(
+        request_id=order.request_id,
+        attempt=order.attempt,
+        prompt_token_ids=order.prompt_token_ids,
+        sampling=sampling_to_proto(order.sampling),
+        root_hash=order.root_hash,
+    )
+
+
+def decode_to_proto(order: WorkOrder) -> pb.DecodeRequest:
+    """Order an answer."""
+    origin = order.origin
+    source = None
+    if origin is not None:
+        source = pb.HandoffSource(worker_id=origin.worker_id, incarnation=origin.incarnation, address=origin.address)
+    return pb.DecodeRequest(
+        request_id=order.request_id,
+        attempt=order.attempt,
+        prompt_token_ids=order.prompt_token_ids,
+        sampling=sampling_to_proto(order.sampling),
+        root_hash=order.root_hash,
+        source=source,
+    )
+
+
+def order_from_proto(request: pb.PrefillRequest | pb.DecodeRequest) -> WorkOrder:
+    """Read an order of either kind. Raises `InvalidField`."""
+    origin = None
+    if isinstance(request, pb.DecodeRequest) and request.HasField("source"):
+        source = request.source
+        check.at_most(len(source.address), MAX_HOST_BYTES, "source.address")
+        origin = PrefillOrigin(
+            worker_id=check.worker_id(source.worker_id, "source.worker_id"),
+            incarnation=check.incarnation(source.incarnation, "source.incarnation"),
+            address=source.address,
+        )
+    return WorkOrder(
+        request_id=check.request_id(request.request_id),
+        attempt=check.attempt(request.attempt),
+        prompt_token_ids=_prompt(request.prompt_token_ids),
+        sampling=sampling_from_proto(request.sampling),
+        root_hash=check.root_hash(request.root_hash),
+        origin=origin,
+    )
+
+
+def sampling_to_proto(sampling: Sampling) -> pb.Sampling:
+    """Put a request's sampling on the wire."""
+    return pb.Sampling(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        seed=sampling.seed,
+        max_tokens=sampling.max_tokens,
+        stop_token_ids=sorted(sampling.stop_token_ids),
+    )
+
+
+def sampling_from_proto(message: pb.Sampling) -> Sampling:
+    """Read a request's sampling. Raises `InvalidField`."""
+    if not math.isfinite(message.temperature) or message.temperature < 0:
+        check.refuse("sampling.temperature", f"must be finite and at least 0, not {message.temperature}")
+    if not 0 < message.top_p <= 1:
+        check.refuse("sampling.top_p", f"must be above 0 and at most 1, not {message.top_p}")
+    if not 0 < message.max_tokens <= check.MAX_TOKENS:
+        check.refuse("sampling.max_tokens", f"must be 1 to {check.MAX_TOKENS}")
+    check.at_most(len(message.stop_token_ids), MAX_STOP_TOKENS, "sampling.stop_token_ids")
+    return Sampling(
+        temperature=message.temperature,
+        top_p=message.top_p,
+        top_k=message.top_k,
+        seed=message.seed,
+        max_tokens=message.max_tokens,
+        stop_token_ids=frozenset(message.stop_token_ids),
+    )
+
+
+def status_to_proto(worker_id: WorkerId, incarnation: Incarnation, load: WorkerLoad) -> pb.WorkerStatus:
+    """Put a worker's load on the wire."""
+    return pb.WorkerStatus(
+        worker_id=worker_id,
+        incarnation=incarnation,
+        waiting_requests=load.waiting_requests,
+        running_requests=load.running_requests,
+        queued_prefill_tokens=load.queued_prefill_tokens,
+        total_blocks=load.total_blocks,
+        held_blocks=load.held_blocks,
+        cached_blocks=load.cached_blocks,
+        engine_steps=load.engine_steps,
+        prefill_s_per_token=load.prefill_s_per_token,
+        decode_step_s=load.decode_step_s,
+        transfer_bytes_per_s=load.transfer_bytes_per_s,
+        transfer_fixed_s=load.transfer_fixed_s,
+        draining=load.draining,
+        orphaned_holds=load.orphaned_holds,
+        preemptions=load.preemptions,
+    )
+
+
+def load_from_proto(status: pb.WorkerStatus) -> WorkerLoad:
+    """Read a worker's load; `identity_from_proto` reads whose it is. Raises `InvalidField`."""
+    return WorkerLoad(
+        waiting_requests=status.waiting_requests,
+        running_requests=status.running_requests,
+        queued_prefill_tokens=status.queued_prefill_tokens,
+        total_blocks=status.total_blocks,
+        held_blocks=status.held_blocks,
+        cached_blocks=status.cached_blocks,
+        engine_steps=status.engine_steps,
+        prefill_s_per_token=check.seconds(status.prefill_s_per_token, "prefill_s_per_token"),
+        decode_step_s=check.seconds(status.decode_step_s, "decode_step_s"),
+        transfer_bytes_per_s=check.seconds(status.transfer_bytes_per_s, "transfer_bytes_per_s"),
+        transfer_fixed_s=check.seconds(status.transfer_fixed_s, "transfer_fixed_s"),
+        draining=status.draining,
+        orphaned_holds=status.orphaned_holds,
+        preemptions=status.preemptions,
+    )
+
+
+def identity_from_proto(status: pb.WorkerStatus) -> tuple[WorkerId, Incarnation]:
+    """Read whose load a status is. Raises `InvalidField`."""
+    return check.worker_id(status.worker_id, "worker_id"), check.incarnation(status.incarnation, "incarnation")
+
+
+def report_to_proto(report: HandoffReport) -> pb.HandoffReport:
+    """Put a hand-over's report on the wire."""
+    return pb.HandoffReport(
+        moved_blocks=report.moved_blocks,
+        kept_blocks=report.kept_blocks,
+        moved_bytes=report.moved_bytes,
+        messages=report.messages,
+        transfer_s=report.transfer_s,
+        exposed_s=report.exposed_s,
+        transport=report.transport,
+    )
+
+
+def report_from_proto(message: pb.HandoffReport) -> HandoffReport:
+    """Read a hand-over's report. Raises `InvalidField`."""
+    check.at_most(len(message.transport), 64, "handoff.transport")
+    return HandoffReport(
+        moved_blocks=message.moved_blocks,
+        kept_blocks=message.kept_blocks,
+        moved_bytes=message.moved_bytes,
+        messages=message.messages,
+        transfer_s=check.seconds(message.transfer_s, "handoff.transfer_s"),
+        exposed_s=check.seconds(message.exposed_s, "handoff.exposed_s"),
+        transport=message.transport,
+    )
+
+
+def role_to_proto(role: Role) -> pb.Role:
+    """Name a role on the wire."""
+    return _ROLES[role]
+
+
+def role_from_proto(value: int) -> Role:
+    """Read a role. Raises `InvalidField` for an unknown one."""
+    for role, number in _ROLES.items():
+        if number == value:
+            return role
+    return check.refuse("role", "must be ROLE_PREFILL or ROLE_DECODE")
+
+
+def _prompt(token_ids: Sequence[int]) -> tuple[int, ...]:
+    if not token_ids:
+        check.refuse("prompt_token_ids", "must not be empty")
+    check.at_most(len(token_ids), check.MAX_TOKENS, "prompt_token_ids")
+    return tuple(token_ids)

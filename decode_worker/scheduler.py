@@ -1,0 +1,321 @@
+"""Writes answers: admission, import, continuous batching, preemption.
+
+Life of an answer: it *waits* in a bounded queue until blocks for its prompt and one token are reserved; then it is
+*importing* until the prompt's blocks have arrived and been accepted, or it reads its prompt here; it is *running* while
+steps add tokens, each sealed block entering the cache; it *ends* with its last token, an error or a cancel, and every
+block it held goes back.
+
+When blocks run out, an answer whose reader does not keep up is preempted first, then the youngest: it gives back all
+its blocks and waits at its old place, to be read again from prompt and tokens, most of it from the cache. An answer
+preempts only younger ones, so the oldest always moves. The blocks of a running import cannot be taken; an answer that
+finds no other victim sits out steps until the import has ended.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cluster_core.errors import BatonError, Cancelled, LegFailed
+from cluster_core.holds import RequestHold
+from cluster_core.identity import RequestId
+from cluster_core.workers import WorkerLoad
+from cluster_rpc.order_checks import Capacity, Occupation, check_order
+from cluster_rpc.worker_messages import WorkOrder
+from decode_worker.answer import Answer, Stage
+from decode_worker.answer_stream import AnswerStream, Finished, FinishReason, HandedOver, Started
+from decode_worker.batcher import plan_step
+from decode_worker.prompt_import import BlockSource, PromptImports
+from decode_worker.settings import DecodeSettings
+from decode_worker.waiting_room import WaitingRoom
+from inference_engine.block_pool import BlockPool, NoFreeBlocks
+from inference_engine.learned_rates import LearnedRates
+from inference_engine.sequence import TokenSequence
+from inference_engine.step import SequenceSlice, StepPlan, StepResult
+from kv_transfer.importer import Imported
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerParts:
+    """What the scheduler works with."""
+
+    pool: BlockPool
+    capacity: Capacity
+    source: BlockSource
+    settings: DecodeSettings
+    clock: Callable[[], float] = time.monotonic
+
+
+class DecodeScheduler:
+    """An `inference_engine.engine_loop.StepWork`. ``on_change`` is called whenever a step may have become possible."""
+
+    def __init__(self, parts: SchedulerParts, on_change: Callable[[], None]) -> None:
+        self.draining = False
+        self._parts = parts
+        self._on_change = on_change
+        self._rates = LearnedRates()
+        self._imports = PromptImports(parts.source, arrived=self._arrived, failed=self._import_failed)
+        self._live: dict[RequestId, Answer] = {}
+        self._waiting = WaitingRoom(parts.settings.passing_s)
+        self._running: list[Answer] = []
+        self._in_step: list[tuple[Answer, int]] = []
+        self._submitted = 0
+        self._look = True
+        self._available_at_look = 0
+        self._preemptions = 0
+
+    @property
+    def idle(self) -> bool:
+        """No answer is waited for."""
+        return not self._live
+
+    def submit(self, order: WorkOrder) -> Answer:
+        """Queue a request. Raises what `check_order` raises. A live earlier attempt is ended."""
+        parts = self._parts
+        older = self._live.get(order.request_id)
+        occupation = Occupation(
+            draining=self.draining,
+            waiting=len(self._waiting),
+            live_attempt=None if older is None else older.order.attempt,
+        )
+        tokens = len(order.prompt_token_ids) + order.sampling.max_tokens
+        check_order(order, tokens, parts.capacity, occupation)
+        if older is not None:
+            self.abort(older)
+        self._submitted += 1
+        answer = Answer(
+            order=order,
+            sequence=TokenSequence(
+                pool=parts.pool,
+                hold=RequestHold(order.request_id, order.attempt),
+                root=order.root_hash,
+                token_ids=order.prompt_token_ids,
+                block_size_tokens=parts.capacity.layout.block_size_tokens,
+            ),
+            stream=AnswerStream(parts.settings.stream_tokens, self._look_again),
+            arrival=self._submitted,
+            arrived_s=parts.clock(),
+        )
+        self._live[order.request_id] = answer
+        self._waiting.add(answer)
+        self._look_again()
+        return answer
+
+    def abort(self, answer: Answer) -> None:
+        """End an answer that nobody waits for any more. Does nothing to one that has ended."""
+        self._end(answer, Cancelled("the answer was cancelled"))
+
+    def next_step(self) -> StepPlan | None:
+        """Admit what has room, then give every answer that can move its place in the step, the oldest first."""
+        self._admit()
+        settings = self._parts.settings
+        ready = [answer for answer in self._running if not self._paused(answer)]
+        counts = plan_step([answer.sequence.pending for answer in ready], settings.token_budget, settings.chunk_tokens)
+        chosen = [(answer, count) for answer, count in zip(ready, counts, strict=True) if count]
+        able = [(answer, count) for answer, count in chosen if self._make_room(answer, count)]
+        self._in_step = [(answer, count) for answer, count in able if answer.stage is Stage.RUNNING]
+        if not self._in_step:
+            return None
+        return StepPlan(slices=tuple(_slice(answer, count) for answer, count in self._in_step))
+
+    def step_done(self, result: StepResult) -> None:
+        """Seal what the step filled, stream the tokens it drew, end the answers that are complete."""
+        counts = [count for _, count in self._in_step]
+        writing = counts.count(1)
+        self._rates.step_took(result.elapsed_s, prefill_tokens=sum(counts) - writing, decode_tokens=writing)
+        finished_step, self._in_step = self._in_step, []
+        for (answer, count), token_id in zip(finished_step, result.tokens, strict=True):
+            if answer.stage is Stage.ENDED:
+                answer.sequence.give_back()
+                continue
+            answer.sequence.advance(count)
+            if token_id is not None:
+                self._finish_if(answer, answer.write(token_id))
+        self._on_change()
+
+    def step_failed(self, error: Exception, places: frozenset[int] | None) -> None:
+        """End the answers of the step that raised, those at ``places`` or all; the others are planned again."""
+        failed_step, self._in_step = self._in_step, []
+        for place, (answer, _) in enumerate(failed_step):
+            if answer.stage is Stage.ENDED:
+                answer.sequence.give_back()
+            elif places is None or place in places:
+                self._end(answer, LegFailed(f"the decode's engine step failed: {type(error).__name__}: {error}"))
+
+    def expire(self) -> None:
+        """End the answers that have been paused for too long. To be called now and then."""
+        now_s = self._parts.clock()
+        for answer in list(self._live.values()):
+            if not self._paused(answer):
+                continue
+            assert answer.paused_since_s is not None
+            if now_s - answer.paused_since_s >= self._parts.settings.slow_reader_s:
+                message = f"the answer's reader took nothing for {self._parts.settings.slow_reader_s:g} s"
+                self._end(answer, Cancelled(message))
+
+    async def close(self, error: BatonError) -> None:
+        """End every answer with ``error`` and wait for the imports to stop."""
+        for answer in list(self._live.values()):
+            self._end(answer, error)
+        await self._imports.close()
+
+    def load(self) -> WorkerLoad:
+        """Return what the scheduler knows of the worker's load."""
+        counts = self._parts.pool.counts()
+        to_read = [answer for answer in self._waiting if not answer.to_import]
+        to_read += [answer for answer in self._running if answer.sequence.pending > 1]
+        return WorkerLoad(
+            waiting_requests=len(self._waiting),
+            running_requests=len(self._live) - len(self._waiting),
+            queued_prefill_tokens=sum(answer.sequence.pending for answer in to_read),
+            total_blocks=counts.total,
+            held_blocks=counts.held,
+            cached_blocks=counts.cached,
+            prefill_s_per_token=self._rates.prefill_s_per_token,
+            decode_step_s=self._rates.decode_step_s,
+            transfer_bytes_per_s=self._rates.transfer_bytes_per_s,
+            transfer_fixed_s=self._rates.transfer_fixed_s,
+            draining=self.draining,
+            preemptions=self._preemptions,
+        )
+
+    def _paused(self, answer: Answer) -> bool:
+        if not answer.stream.full:
+            answer.paused_since_s = None
+        elif answer.paused_since_s is None:
+            answer.paused_since_s = self._parts.clock()
+        return answer.stream.full
+
+    def _look_again(self) -> None:
+        """Note that an answer which waits may be admitted now."""
+        self._look = True
+        self._on_change()
+
+    def _admit(self) -> None:
+        """Admit answers while there is room for them.
+
+        Trying is not free, so it is left out when nothing was given back since the last look found no room.
+        """
+        if not self._look and self._parts.pool.available() <= self._available_at_look:
+            return
+        self._look = False
+        self._admit_waiting()
+        self._available_at_look = self._parts.pool.available()
+
+    def _admit_waiting(self) -> None:
+        while len(self._live) - len(self._waiting) < self._parts.settings.max_running:
+            answer = self._waiting.admit(self._try_reserve, self._parts.clock())
+            if answer is None:
+                return
+            if not answer.started:
+                answer.started = True
+                queue_s = self._parts.clock() - answer.arrived_s
+                answer.stream.put(Started(queue_s=queue_s, cached_tokens=answer.sequence.computed))
+            if answer.to_import:
+                answer.stage = Stage.IMPORTING
+                self._imports.start(answer)
+            else:
+                self._run(answer)
+
+    def _try_reserve(self, answer: Answer) -> bool:
+        """Reserve blocks for all of the answer's tokens and the next one, and leave the running ones some to grow."""
+        sequence = answer.sequence
+        length = len(sequence.token_ids)
+        sequence.attach_cached(length if answer.to_import else length - 1)
+        try:
+            sequence.reserve(length + 1)
+        except NoFreeBlocks:
+            sequence.give_back()
+            return False
+        if self._parts.pool.available() < len(self._running) // 4:
+            sequence.give_back()
+            return False
+        return True
+
+    def _run(self, answer: Answer) -> None:
+        answer.stage = Stage.RUNNING
+        self._running.append(answer)
+        self._running.sort(key=lambda running: running.arrival)
+
+    def _make_room(self, answer: Answer, count: int) -> bool:
+        """Reserve the blocks that ``count`` more tokens need, preempting others; False when that is impossible now."""
+        while answer.stage is Stage.RUNNING:
+            try:
+                answer.sequence.reserve(answer.sequence.computed + count)
+            except NoFreeBlocks:
+                paused = [other for other in self._running if other.stream.full]
+                younger = [other for other in self._running if other.arrival > answer.arrival]
+                victims = paused or younger
+                if not victims:
+                    return False
+                self._preempt(victims[-1])
+            else:
+                return True
+        return False
+
+    def _preempt(self, answer: Answer) -> None:
+        self._preemptions += 1
+        self._look = True
+        self._running.remove(answer)
+        answer.sequence.give_back()
+        answer.stage = Stage.WAITING
+        self._waiting.add(answer)
+
+    def _arrived(self, answer: Answer, imported: Imported) -> None:
+        """Take an import over: called when its task is over, even if the answer has ended meanwhile."""
+        if answer.stage is Stage.ENDED:
+            answer.sequence.give_back()
+            self._on_change()
+            return
+        report = imported.report
+        self._rates.transfer_took(report.moved_bytes, report.transfer_s, report.exposed_s)
+        answer.sequence.advance(answer.sequence.pending)
+        answer.stream.put(HandedOver(report=report))
+        self._run(answer)
+        self._finish_if(answer, answer.take_over(imported.first_token_id))
+        self._on_change()
+
+    def _import_failed(self, answer: Answer, error: BatonError) -> None:
+        if answer.stage is not Stage.ENDED:
+            self._remove(answer)
+            answer.stream.fail(error)
+        answer.sequence.give_back()
+        self._on_change()
+
+    def _finish_if(self, answer: Answer, reason: FinishReason | None) -> None:
+        if reason is not None:
+            self._remove(answer)
+            answer.sequence.give_back()
+            answer.stream.put(Finished(reason=reason))
+
+    def _end(self, answer: Answer, error: BatonError) -> None:
+        """End an answer early. Blocks that a running step or import writes go back when that is over."""
+        if answer.stage is Stage.ENDED:
+            return
+        importing = answer.stage is Stage.IMPORTING
+        self._remove(answer)
+        answer.stream.fail(error)
+        if importing:
+            self._imports.cancel(answer)
+        elif all(stepping is not answer for stepping, _ in self._in_step):
+            answer.sequence.give_back()
+        self._on_change()
+
+    def _remove(self, answer: Answer) -> None:
+        self._look = True
+        del self._live[answer.order.request_id]
+        if answer.stage is Stage.WAITING:
+            self._waiting.remove(answer)
+        elif answer.stage is Stage.RUNNING:
+            self._running.remove(answer)
+        answer.stage = Stage.ENDED
+
+
+def _slice(answer: Answer, count: int) -> SequenceSlice:
+    sequence = answer.sequence
+    end = sequence.computed + count
+    return SequenceSlice(
+        token_ids=sequence.token_ids[sequence.computed : end],
+        start=sequence.computed,
+        block_table=sequence.block_table,  # not changed while a step uses it
+        draw=answer.order.sampling if count == sequence.pending else None,
+    )

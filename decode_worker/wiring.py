@@ -1,0 +1,90 @@
+"""The whole of a decode worker on one page: which object holds which."""
+
+from block_directory.redis_directory import RedisDirectory
+from block_directory.settings import DirectorySettings
+from cluster_core.identity import WorkerId, new_incarnation
+from cluster_core.settings_reader import Document, read_section
+from cluster_rpc.channels import ChannelPool
+from cluster_rpc.limits import INTERNAL
+from cluster_rpc.order_checks import Capacity
+from cluster_rpc.server import DECODE, WORKER, RpcServer
+from cluster_rpc.worker_service import WorkerStatusService
+from inference_engine.bell import Bell
+from inference_engine.block_pool import BlockPool
+from inference_engine.engine import Engine
+from inference_engine.engine_loop import EngineLoop
+from inference_engine.model_folder import open_model_folder
+from inference_engine.settings import EngineSettings, ModelSettings
+from inference_engine.warm_up import warm_up
+from inference_engine.watched_holds import WatchedHolds
+from kv_transfer.importer import Importer
+from kv_transfer.settings import TransferSettings
+from kv_transfer.transport import Transport, make_transport
+from decode_worker.handoff_call import GrpcBlockSource
+from decode_worker.scheduler import DecodeScheduler, SchedulerParts
+from decode_worker.service import DecodeService
+from decode_worker.settings import DecodeSettings
+from decode_worker.worker import DecodeParts, DecodeWorker, ServingEngine, Site
+
+
+def build_worker(document: Document, worker_id: WorkerId, directory_url: str) -> DecodeWorker:
+    """Read the settings and check the model folder; `DecodeWorker.start` does the rest. Raises `OperatorError`."""
+    engine_settings = read_section(document, "engine", EngineSettings)
+    transfer = read_section(document, "transfer", TransferSettings)
+    site = Site(
+        worker_id=worker_id,
+        incarnation=new_incarnation(),
+        settings=read_section(document, "decode", DecodeSettings),
+        directory_settings=read_section(document, "directory", DirectorySettings),
+    )
+    folder = open_model_folder(read_section(document, "model", ModelSettings))
+    return DecodeWorker(
+        site,
+        RedisDirectory(directory_url, site.directory_settings),
+        load_engine=lambda: warm_up(Engine.load(folder, engine_settings, site.settings.total_blocks)),
+        assemble=lambda worker, engine: assemble(worker, engine, make_transport(transfer), transfer),
+    )
+
+
+def assemble(
+    worker: DecodeWorker, engine: ServingEngine, transport: Transport, transfer: TransferSettings
+) -> DecodeParts:
+    """Connect the parts around a loaded engine."""
+    site = worker.site
+    bell = Bell()
+    pool = BlockPool(site.settings.total_blocks)
+    importer = Importer(
+        transport=transport,
+        memory=engine.memory,
+        holds=WatchedHolds(pool, bell.ring),
+        worker_id=site.worker_id,
+        incarnation=site.incarnation,
+        layout=engine.layout,
+        settings=transfer,
+    )
+    channels = ChannelPool()
+    source = GrpcBlockSource(importer, channels)
+    capacity = Capacity(
+        model=engine.identity,
+        layout=engine.layout,
+        total_blocks=site.settings.total_blocks,
+        max_waiting=site.settings.max_waiting,
+    )
+    parts = SchedulerParts(pool=pool, capacity=capacity, source=source, settings=site.settings)
+    scheduler = DecodeScheduler(parts, on_change=bell.ring)
+    loop = EngineLoop(engine=engine, work=scheduler, on_broken=worker.break_down)
+    bell.listen(loop.wake)
+    status = WorkerStatusService(site.worker_id, site.incarnation, load=worker.load, drain=worker.stop_admission)
+    server = RpcServer(INTERNAL)
+    server.add(DECODE, DecodeService(scheduler))
+    server.add(WORKER, status)
+    return DecodeParts(
+        bell=bell,
+        pool=pool,
+        transport=transport,
+        source=source,
+        channels=channels,
+        scheduler=scheduler,
+        loop=loop,
+        server=server,
+    )

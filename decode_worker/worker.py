@@ -1,0 +1,179 @@
+"""A decode worker's life as a process: load, listen, register; drain, leave."""
+
+import asyncio
+import os
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from block_directory.directory import BlockDirectory
+from block_directory.publisher import Publisher
+from block_directory.settings import DirectorySettings
+from cluster_core.errors import WorkerLost
+from cluster_core.identity import Incarnation, Role, WorkerId
+from cluster_core.layout import KvLayout, ModelIdentity
+from cluster_core.workers import WorkerLoad, WorkerRecord
+from cluster_rpc.channels import ChannelPool
+from cluster_rpc.server import RpcServer
+from cluster_rpc.worker_process import reachable_host
+from inference_engine.bell import Bell
+from inference_engine.block_pool import BlockPool
+from inference_engine.engine_loop import EngineLoop, Stepping
+from kv_transfer.memory import BlockMemory
+from kv_transfer.transport import Transport
+from decode_worker.handoff_call import GrpcBlockSource
+from decode_worker.scheduler import DecodeScheduler
+from decode_worker.settings import DecodeSettings
+
+SWEEP_S = 0.25
+"""How often paused answers are looked at."""
+
+DRAIN_POLL_S = 0.02
+
+
+class ServingEngine(Stepping, Protocol):
+    """What a worker needs of an engine beside its steps."""
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """The model."""
+        ...
+
+    @property
+    def layout(self) -> KvLayout:
+        """The shape of a block."""
+        ...
+
+    @property
+    def memory(self) -> BlockMemory:
+        """The blocks."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """Who the worker is and how it was told to work."""
+
+    worker_id: WorkerId
+    incarnation: Incarnation
+    settings: DecodeSettings
+    directory_settings: DirectorySettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeParts:
+    """The objects of a worker whose engine has been loaded; `decode_worker.wiring.assemble` connects them."""
+
+    bell: Bell
+    pool: BlockPool
+    transport: Transport
+    source: GrpcBlockSource
+    channels: ChannelPool
+    scheduler: DecodeScheduler
+    loop: EngineLoop
+    server: RpcServer
+
+
+class DecodeWorker:
+    """Starts the parts in order and ends them in the reverse order."""
+
+    def __init__(
+        self,
+        site: Site,
+        directory: BlockDirectory,
+        load_engine: Callable[[], ServingEngine],
+        assemble: Callable[["DecodeWorker", ServingEngine], DecodeParts],
+    ) -> None:
+        self.site = site
+        self._directory = directory
+        self._load_engine = load_engine
+        self._assemble = assemble
+        self._parts: DecodeParts | None = None
+        self._broken = asyncio.Event()
+        self._exit = AsyncExitStack()
+
+    @property
+    def parts(self) -> DecodeParts:
+        """The running parts; there are some after `start`."""
+        assert self._parts is not None, "the worker has not started"
+        return self._parts
+
+    async def start(self) -> WorkerRecord:
+        """Load the engine, then listen, then register. Raises `OperatorError` and leaves nothing behind then."""
+        try:
+            return await self._start()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def wait_until_broken(self) -> None:
+        """Return when the engine has failed for good."""
+        await self._broken.wait()
+
+    def break_down(self) -> None:
+        """Say that the worker cannot go on."""
+        self._broken.set()
+
+    def stop_admission(self) -> None:
+        """Take no new requests; the router sees it in the status."""
+        self.parts.scheduler.draining = True
+
+    async def drain(self) -> None:
+        """Stop admission and wait until the answers are written, at most ``drain_s`` seconds."""
+        self.stop_admission()
+        parts = self.parts
+        await parts.server.set_serving(serving=False)
+        deadline = asyncio.get_running_loop().time() + self.site.settings.drain_s
+        while asyncio.get_running_loop().time() < deadline:
+            if parts.scheduler.idle and parts.pool.counts().held == 0:
+                return
+            await asyncio.sleep(DRAIN_POLL_S)
+
+    async def close(self) -> None:
+        """End. May be called twice."""
+        await self._exit.aclose()
+
+    def load(self) -> WorkerLoad:
+        """Return the status that the router watches."""
+        parts = self.parts
+        return replace(parts.scheduler.load(), engine_steps=parts.loop.steps)
+
+    async def _start(self) -> WorkerRecord:
+        self._exit.push_async_callback(self._directory.close)
+        engine = await asyncio.to_thread(self._load_engine)
+        parts = self._parts = self._assemble(self, engine)
+        await parts.transport.start()
+        self._exit.push_async_callback(parts.transport.close)
+        parts.loop.start()
+        self._exit.push_async_callback(parts.loop.close)
+        self._exit.push_async_callback(parts.channels.close)
+        self._exit.push_async_callback(parts.source.close)
+        self._exit.push_async_callback(parts.scheduler.close, WorkerLost(f"{self.site.worker_id} ends"))
+        sweeper = asyncio.create_task(self._sweep(), name="paused answers")
+        self._exit.callback(sweeper.cancel)
+        address = await parts.server.start(reachable_host(self.site.settings.host), 0)
+        self._exit.push_async_callback(parts.server.close)
+        record = WorkerRecord(
+            worker_id=self.site.worker_id,
+            incarnation=self.site.incarnation,
+            role=Role.DECODE,
+            address=address,
+            transport=parts.transport.name,
+            model=engine.identity,
+            layout=engine.layout,
+            total_blocks=parts.pool.counts().total,
+            pid=os.getpid(),
+        )
+        publisher = Publisher(
+            self._directory, record, parts.pool.drain_events, parts.pool.cached_hashes, self.site.directory_settings
+        )
+        parts.bell.listen(publisher.wake)
+        await publisher.start()
+        self._exit.push_async_callback(publisher.close)
+        return record
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            self.parts.scheduler.expire()

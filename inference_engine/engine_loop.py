@@ -1,0 +1,105 @@
+"""The loop that turns a worker's plans into engine steps.
+
+One task runs the loop on the event loop, where all state of a worker lives; the engine runs in one thread of its own.
+So plans and results never need a lock, and while a step computes, requests come, go and stream::
+
+    plan = work.next_step()          on the event loop; reserves blocks
+    result = engine.step(plan)       in the engine's thread
+    work.step_done(result)           on the event loop; appends tokens, seals blocks
+
+Blocks that a running step writes must not be given back before the step is over: `StepWork` sees to that.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+from inference_engine.sampler import BrokenLogits
+from inference_engine.step import StepPlan, StepResult
+
+log = logging.getLogger(__name__)
+
+FAILURES_UNTIL_BROKEN = 2
+
+
+class Stepping(Protocol):
+    """The one method of an engine that the loop calls, always from the same thread."""
+
+    def step(self, plan: StepPlan) -> StepResult:
+        """Compute the plan's slices and sample where asked."""
+        ...
+
+
+class StepWork(Protocol):
+    """What a worker wants of its engine. All methods are called on the event loop, in turn."""
+
+    def next_step(self) -> StepPlan | None:
+        """Plan the next step, or return None when there is nothing to compute until the next `EngineLoop.wake`."""
+        ...
+
+    def step_done(self, result: StepResult) -> None:
+        """Take the result of the step planned last."""
+        ...
+
+    def step_failed(self, error: Exception, places: frozenset[int] | None) -> None:
+        """Fail requests of the step planned last, which raised, and give their blocks back.
+
+        ``places`` are the slices at fault; None is all. The others keep what they had and are planned again.
+        """
+        ...
+
+
+class EngineLoop:
+    """Steps until closed. ``on_broken`` is called once, when the engine has raised twice in a row."""
+
+    def __init__(self, *, engine: Stepping, work: StepWork, on_broken: Callable[[], None]) -> None:
+        self.steps = 0
+        self._engine = engine
+        self._work = work
+        self._on_broken = on_broken
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        self._woken = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to step."""
+        self._task = asyncio.create_task(self._run(), name="engine loop")
+
+    def wake(self) -> None:
+        """Something changed: ask the work again."""
+        self._woken.set()
+
+    async def close(self) -> None:
+        """Finish the step that computes now, and end."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._thread.shutdown(wait=True)
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        failures = 0
+        while failures < FAILURES_UNTIL_BROKEN:
+            self._woken.clear()
+            plan = self._work.next_step()
+            if plan is None:
+                await self._woken.wait()
+                continue
+            try:
+                result = await loop.run_in_executor(self._thread, self._engine.step, plan)
+            except BrokenLogits as error:
+                log.error("some answers are not numbers: %s", error)  # noqa: TRY400  # nothing to learn from its trace
+                self._work.step_failed(error, frozenset(error.places))
+            except Exception as error:  # whatever a step raises ends its requests, not the worker
+                log.exception("an engine step failed")
+                failures += 1
+                self._work.step_failed(error, None)
+            else:
+                failures = 0
+                self.steps += 1
+                self._work.step_done(result)
+            await asyncio.sleep(0)
+        log.critical("the engine failed %d times in a row: this worker ends", failures)
+        self._on_broken()

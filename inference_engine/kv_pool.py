@@ -1,0 +1,36 @@
+"""The memory of all blocks: one tensor ``[block, layer, k/v, kv_head, token, head_dim]``.
+
+A block is one contiguous region, so it is handed over as one message; for one layer, keys or values, and one head, the
+tokens of a block are one contiguous matrix, which is what the kernels read.
+"""
+
+from typing import Any
+
+import torch
+
+from cluster_core.layout import KvLayout
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class KvPool:
+    """Blocks by index. Who may read or write which block is decided elsewhere."""
+
+    def __init__(self, layout: KvLayout, total_blocks: int, device: torch.device) -> None:
+        shape = (total_blocks, layout.layers, 2, layout.kv_heads, layout.block_size_tokens, layout.head_dim)
+        self.storage = torch.zeros(shape, dtype=DTYPES[layout.dtype], device=device)
+        self.total_blocks = total_blocks
+        self.block_bytes = layout.block_bytes
+        self._bytes = self.storage.view(total_blocks, -1).view(torch.uint8)  # [total_blocks, block_bytes]
+        self._host_bytes = self._bytes.numpy() if device.type == "cpu" else None
+
+    def buffer(self, index: int) -> Any:
+        """Return the bytes of a block, contiguous, to be read or written in place.
+
+        On the CPU a numpy array of uint8; on CUDA a uint8 tensor with ``__cuda_array_interface__``.
+        """
+        return self._bytes[index] if self._host_bytes is None else self._host_bytes[index]
+
+    def clear_unused(self, index: int, tokens: int) -> None:
+        """Zero the slots from ``tokens`` on, so that a part-filled block's bytes depend on its tokens alone."""
+        self.storage[index, :, :, :, tokens:] = 0

@@ -1,0 +1,168 @@
+"""The exporter's machine: see the theory of operation in `kv_transfer.session`."""
+
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import Any, ClassVar
+
+from cluster_core.blocks import BlockReference
+from cluster_core.errors import TransferFailed
+from cluster_core.handoff import (
+    AcceptBlocks,
+    BlocksSealed,
+    BlocksSent,
+    ExportFailed,
+    ExportFinished,
+    ExportOpened,
+    OpenExport,
+    PullBlocks,
+    RejectBlocks,
+)
+from kv_transfer.session import (
+    Answer,
+    BlocksRead,
+    BlocksReady,
+    ExporterAction,
+    ExporterEvent,
+    ImporterLeft,
+    LeaseExpired,
+    PrefillFailed,
+    PrefillFinished,
+    ReleaseLease,
+    SendBlocks,
+)
+
+
+class ExporterState(Enum):
+    """Where an exporter is."""
+
+    COMPUTING = "computing"
+    FEEDING = "feeding"
+    WAITING = "waiting"
+    SERVING = "serving"
+    ACCEPTED = "accepted"
+    ENDED = "ended"
+
+
+class ExporterSession:
+    """One export as its exporter sees it."""
+
+    def __init__(self, lease_s: float, transport_address: bytes) -> None:
+        self.state = ExporterState.COMPUTING
+        self.end_reason = ""
+        self._opened_answer = ExportOpened(lease_s=lease_s, exporter_transport_address=transport_address)
+        self._sealed: dict[int, BlockReference] = {}
+        self._first_token_id = 0
+
+    def handle(self, event: ExporterEvent) -> list[ExporterAction]:
+        """Take one event. Raises `TransferFailed` for one that has no place in the present state or cannot be met."""
+        method = self.TABLE.get((self.state, type(event)))
+        if method is None:
+            message = f"{type(event).__name__} has no place in an export that is {self.state.value}"
+            raise TransferFailed(message)
+        return method(self, event)
+
+    @property
+    def over(self) -> bool:
+        """Whether the lease was given back."""
+        return self.state in {ExporterState.ACCEPTED, ExporterState.ENDED}
+
+    def _ready(self, event: BlocksReady) -> list[ExporterAction]:
+        for block in event.blocks:
+            assert block.position not in self._sealed, f"position {block.position} is sealed already"
+            self._sealed[block.position] = block
+        if self.state is ExporterState.COMPUTING:
+            return []
+        return [Answer(message=BlocksSealed(blocks=event.blocks))]
+
+    def _prefill_finished(self, event: PrefillFinished) -> list[ExporterAction]:
+        self._first_token_id = event.first_token_id
+        if self.state is ExporterState.COMPUTING:
+            self.state = ExporterState.WAITING
+            return []
+        self.state = ExporterState.SERVING
+        return [Answer(message=ExportFinished(first_token_id=event.first_token_id))]
+
+    def _prefill_failed(self, event: PrefillFailed) -> list[ExporterAction]:
+        return self._end(event.reason)
+
+    def _opened(self, _event: OpenExport) -> list[ExporterAction]:
+        answers: list[ExporterAction] = [Answer(message=self._opened_answer)]
+        if self._sealed:
+            blocks = tuple(self._sealed[position] for position in sorted(self._sealed))
+            answers.append(Answer(message=BlocksSealed(blocks=blocks)))
+        if self.state is ExporterState.WAITING:
+            self.state = ExporterState.SERVING
+            answers.append(Answer(message=ExportFinished(first_token_id=self._first_token_id)))
+        else:
+            self.state = ExporterState.FEEDING
+        return answers
+
+    def _pulled(self, event: PullBlocks) -> list[ExporterAction]:
+        unknown = [position for position in event.positions if position not in self._sealed]
+        if unknown or not event.positions:
+            message = f"asked for blocks {unknown} that were not sealed" if unknown else "asked for no block"
+            raise TransferFailed(message)
+        return [SendBlocks(tag=event.tag, blocks=tuple(self._sealed[position] for position in event.positions))]
+
+    def _read(self, event: BlocksRead) -> list[ExporterAction]:
+        return [Answer(message=BlocksSent(tag=event.tag, blocks=event.blocks))]
+
+    def _accepted(self, _event: AcceptBlocks) -> list[ExporterAction]:
+        self.state = ExporterState.ACCEPTED
+        self.end_reason = "its blocks were accepted"
+        return [ReleaseLease()]
+
+    def _rejected(self, event: RejectBlocks) -> list[ExporterAction]:
+        return self._end(f"the importer rejected blocks {list(event.positions)}: {event.reason}")
+
+    def _left(self, _event: ImporterLeft) -> list[ExporterAction]:
+        self.state = ExporterState.COMPUTING if self.state is ExporterState.FEEDING else ExporterState.WAITING
+        return []
+
+    def _expired(self, _event: LeaseExpired) -> list[ExporterAction]:
+        return self._end("nobody came for its blocks in time")
+
+    def _end(self, reason: str) -> list[ExporterAction]:
+        listens = self.state in {ExporterState.FEEDING, ExporterState.SERVING}
+        self.state = ExporterState.ENDED
+        self.end_reason = reason
+        return [Answer(message=ExportFailed(reason=reason)), ReleaseLease()] if listens else [ReleaseLease()]
+
+    def _late(self, _event: ExporterEvent) -> list[ExporterAction]:
+        return []
+
+    TABLE: ClassVar[Mapping[tuple[ExporterState, type[ExporterEvent]], Callable[[Any, Any], list[ExporterAction]]]] = {
+        (ExporterState.COMPUTING, BlocksReady): _ready,
+        (ExporterState.COMPUTING, PrefillFinished): _prefill_finished,
+        (ExporterState.COMPUTING, PrefillFailed): _prefill_failed,
+        (ExporterState.COMPUTING, OpenExport): _opened,
+        (ExporterState.COMPUTING, BlocksRead): _late,
+        (ExporterState.FEEDING, BlocksReady): _ready,
+        (ExporterState.FEEDING, PrefillFinished): _prefill_finished,
+        (ExporterState.FEEDING, PrefillFailed): _prefill_failed,
+        (ExporterState.FEEDING, PullBlocks): _pulled,
+        (ExporterState.FEEDING, BlocksRead): _read,
+        (ExporterState.FEEDING, RejectBlocks): _rejected,
+        (ExporterState.FEEDING, ImporterLeft): _left,
+        (ExporterState.WAITING, OpenExport): _opened,
+        (ExporterState.WAITING, PrefillFailed): _prefill_failed,
+        (ExporterState.WAITING, LeaseExpired): _expired,
+        (ExporterState.WAITING, BlocksRead): _late,
+        (ExporterState.SERVING, PullBlocks): _pulled,
+        (ExporterState.SERVING, BlocksRead): _read,
+        (ExporterState.SERVING, AcceptBlocks): _accepted,
+        (ExporterState.SERVING, RejectBlocks): _rejected,
+        (ExporterState.SERVING, PrefillFailed): _prefill_failed,
+        (ExporterState.SERVING, ImporterLeft): _left,
+        (ExporterState.ACCEPTED, BlocksRead): _late,
+        (ExporterState.ACCEPTED, ImporterLeft): _late,
+        (ExporterState.ACCEPTED, PrefillFailed): _late,
+        (ExporterState.ENDED, BlocksReady): _late,
+        (ExporterState.ENDED, PrefillFinished): _late,
+        (ExporterState.ENDED, PrefillFailed): _late,
+        (ExporterState.ENDED, BlocksRead): _late,
+        (ExporterState.ENDED, PullBlocks): _late,
+        (ExporterState.ENDED, AcceptBlocks): _late,
+        (ExporterState.ENDED, RejectBlocks): _late,
+        (ExporterState.ENDED, ImporterLeft): _late,
+    }

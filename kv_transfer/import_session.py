@@ -1,0 +1,202 @@
+"""The importer's machine: see the theory of operation in `kv_transfer.session`."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, ClassVar
+
+from cluster_core.blocks import BlockReference
+from cluster_core.errors import ExportGone, TransferFailed
+from cluster_core.handoff import (
+    AcceptBlocks,
+    BlocksSealed,
+    BlocksSent,
+    ExportFailed,
+    ExportFinished,
+    ExportOpened,
+    PullBlocks,
+    RejectBlocks,
+)
+from cluster_core.identity import BlockHash
+from kv_transfer.digest import DIGEST_BYTES
+from kv_transfer.session import BlockLanded, Complete, GiveUp, ImporterAction, ImporterEvent, PostReceives, Say
+
+
+class ImporterState(Enum):
+    """Where an importer is."""
+
+    OPENING = "opening"
+    PULLING = "pulling"
+    COMPLETING = "completing"
+    IMPORTED = "imported"
+    REFUSED = "refused"
+
+
+class _Refusal(Exception):
+    """What the exporter said about these positions cannot be right."""
+
+    def __init__(self, reason: str, *positions: int) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.positions = positions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expectation:
+    """What an importer knows of the blocks before it sees them."""
+
+    blocks: int
+    kept: frozenset[int]
+    hashes: tuple[BlockHash, ...]
+    block_size_tokens: int
+    blocks_in_flight: int
+
+
+class ImporterSession:
+    """One hand-over as its importer sees it. ``new_tag`` draws the first tag of a pull (see `PullBlocks`)."""
+
+    def __init__(self, expected: Expectation, new_tag: Callable[[], int]) -> None:
+        self.state = ImporterState.OPENING
+        self._expected = expected
+        self._new_tag = new_tag
+        self._sealed: dict[int, BlockReference] = {}
+        self._wanted: list[int] = []
+        self._pulls: dict[int, tuple[int, ...]] = {}
+        self._landed: set[int] = set()
+        self._echoed: set[int] = set()
+        self._in_flight = 0
+        self._first_token_id = 0
+
+    def handle(self, event: ImporterEvent) -> list[ImporterAction]:
+        """Take one event. Raises `TransferFailed` for an event that has no place in the present state."""
+        method = self.TABLE.get((self.state, type(event)))
+        if method is None:
+            message = f"{type(event).__name__} has no place in an import that is {self.state.value}"
+            raise TransferFailed(message)
+        try:
+            return method(self, event)
+        except _Refusal as refusal:
+            self.state = ImporterState.REFUSED
+            reject = RejectBlocks(reason=refusal.reason, positions=refusal.positions)
+            return [Say(message=reject), GiveUp(error=TransferFailed(refusal.reason))]
+
+    @property
+    def awaits_bytes(self) -> bool:
+        """Whether something was pulled that is not yet valid."""
+        return self._in_flight > 0 or bool(self._pulls)
+
+    def reference(self, position: int) -> BlockReference:
+        """Return the sealed reference of a block that was pulled."""
+        return self._sealed[position]
+
+    def _opened(self, _event: ExportOpened) -> list[ImporterAction]:
+        self.state = ImporterState.PULLING
+        return []
+
+    def _failed(self, event: ExportFailed) -> list[ImporterAction]:
+        self.state = ImporterState.REFUSED
+        return [GiveUp(error=ExportGone(event.reason))]
+
+    def _sealed_blocks(self, event: BlocksSealed) -> list[ImporterAction]:
+        for block in event.blocks:
+            known = self._sealed.get(block.position)
+            if known is None:
+                self._check(block)
+                self._sealed[block.position] = block
+                if block.position not in self._expected.kept:
+                    self._wanted.append(block.position)
+            elif known != block:
+                reason = f"block {block.position} was sealed twice, differently"
+                raise _Refusal(reason, block.position)
+        return self._pull()
+
+    def _check(self, block: BlockReference) -> None:
+        position, size = block.position, self._expected.block_size_tokens
+        if not 0 <= position < self._expected.blocks:
+            reason = f"block {position} does not exist: the prompt has {self._expected.blocks} blocks"
+            raise _Refusal(reason, position)
+        full = position < len(self._expected.hashes)
+        if block.hash != (self._expected.hashes[position] if full else None):
+            reason = f"block {position} does not have the expected hash: it holds other tokens"
+            raise _Refusal(reason, position)
+        if not (block.tokens == size if full else 0 < block.tokens < size):
+            reason = f"block {position} cannot hold {block.tokens} tokens"
+            raise _Refusal(reason, position)
+        if len(block.digest) != DIGEST_BYTES:
+            reason = f"block {position} came without a digest of {DIGEST_BYTES} bytes"
+            raise _Refusal(reason, position)
+
+    def _pull(self) -> list[ImporterAction]:
+        room = self._expected.blocks_in_flight - self._in_flight
+        positions = tuple(self._wanted[: max(0, room)])
+        if not positions:
+            return []
+        del self._wanted[: len(positions)]
+        tag = self._new_tag()
+        self._pulls[tag] = positions
+        self._in_flight += len(positions)
+        return [PostReceives(tag=tag, positions=positions), Say(message=PullBlocks(tag=tag, positions=positions))]
+
+    def _landed_block(self, event: BlockLanded) -> list[ImporterAction]:
+        assert event.position not in self._landed, "a receive lands once"
+        if event.digest != self._sealed[event.position].digest:
+            reason = f"block {event.position} did not arrive as it was sealed: its digest differs"
+            raise _Refusal(reason, event.position)
+        self._landed.add(event.position)
+        self._in_flight -= 1
+        return [*self._pull(), *self._accept_if_complete()]
+
+    def _sent_blocks(self, event: BlocksSent) -> list[ImporterAction]:
+        positions = self._pulls.pop(event.tag, None)
+        if positions is None:
+            reason = "blocks were reported as sent that nobody asked for"
+            raise _Refusal(reason, *(block.position for block in event.blocks))
+        if tuple(block.position for block in event.blocks) != positions:
+            reason = "other blocks were reported as sent than were asked for"
+            raise _Refusal(reason, *positions)
+        for block in event.blocks:
+            if block != self._sealed[block.position]:
+                reason = f"block {block.position} was reused while it was read"
+                raise _Refusal(reason, block.position)
+            self._echoed.add(block.position)
+        return self._accept_if_complete()
+
+    def _finished(self, event: ExportFinished) -> list[ImporterAction]:
+        missing = self._needed() - self._sealed.keys()
+        if missing:
+            reason = f"the export finished without {len(missing)} of its blocks"
+            raise _Refusal(reason, *sorted(missing))
+        self.state = ImporterState.COMPLETING
+        self._first_token_id = event.first_token_id
+        return self._accept_if_complete()
+
+    def _accept_if_complete(self) -> list[ImporterAction]:
+        if self.state is not ImporterState.COMPLETING or self._needed() - (self._landed & self._echoed):
+            return []
+        self.state = ImporterState.IMPORTED
+        return [Say(message=AcceptBlocks()), Complete(first_token_id=self._first_token_id)]
+
+    def _needed(self) -> set[int]:
+        return set(range(self._expected.blocks)) - self._expected.kept
+
+    def _late(self, _event: ImporterEvent) -> list[ImporterAction]:
+        return []
+
+    TABLE: ClassVar[Mapping[tuple[ImporterState, type[ImporterEvent]], Callable[[Any, Any], list[ImporterAction]]]] = {
+        (ImporterState.OPENING, ExportOpened): _opened,
+        (ImporterState.OPENING, ExportFailed): _failed,
+        (ImporterState.PULLING, BlocksSealed): _sealed_blocks,
+        (ImporterState.PULLING, BlockLanded): _landed_block,
+        (ImporterState.PULLING, BlocksSent): _sent_blocks,
+        (ImporterState.PULLING, ExportFinished): _finished,
+        (ImporterState.PULLING, ExportFailed): _failed,
+        (ImporterState.COMPLETING, BlockLanded): _landed_block,
+        (ImporterState.COMPLETING, BlocksSent): _sent_blocks,
+        (ImporterState.COMPLETING, ExportFailed): _failed,
+        (ImporterState.IMPORTED, ExportFailed): _late,
+        (ImporterState.REFUSED, BlocksSealed): _late,
+        (ImporterState.REFUSED, BlockLanded): _late,
+        (ImporterState.REFUSED, BlocksSent): _late,
+        (ImporterState.REFUSED, ExportFinished): _late,
+        (ImporterState.REFUSED, ExportFailed): _late,
+    }

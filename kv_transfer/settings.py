@@ -1,0 +1,53 @@
+"""Settings of the hand-over: section ``[transfer]`` of the configuration file."""
+
+from dataclasses import dataclass
+
+TRANSPORTS = ("ucx", "loopback")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferSettings:
+    """Every wait of a hand-over ends by one of these times (seconds)."""
+
+    transport: str = "ucx"
+    """``ucx`` between processes; ``loopback`` only where both workers live in one process (tests)."""
+    lease_s: float = 10.0
+    """How long blocks of a finished prefill wait for an importer."""
+    grace_s: float = 1.0
+    """How long blocks stay when the importer's stream ended before it accepted: it, or another, may come back."""
+    open_timeout_s: float = 10.0
+    """How long an importer that came first waits for the prefill to be known here."""
+    pull_timeout_s: float = 10.0
+    """From asking for blocks to having them, checked."""
+    prefill_timeout_s: float = 120.0
+    """Longest silence of an exporter between two of its messages while nothing is being pulled."""
+    settle_timeout_s: float = 1.0
+    """How long bytes of an abandoned hand-over may still land before their receives are cancelled."""
+    blocks_in_flight: int = 64
+    """Most blocks that one hand-over has asked for and not yet received."""
+    ucx_tls: str = ""
+    """UCX_TLS. Empty: shared memory, CMA and TCP, and CUDA's where a GPU is present."""
+    ucx_keepalive_s: float = 1.0
+    """How often UCX looks whether its peers live: the longest time that a dead peer's last receives stay pending."""
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` naming the key that cannot be right."""
+        if self.transport not in TRANSPORTS:
+            message = f"transport: {self.transport!r} is unknown; it must be one of {', '.join(TRANSPORTS)}"
+            raise ValueError(message)
+        for key in (
+            "lease_s",
+            "grace_s",
+            "open_timeout_s",
+            "pull_timeout_s",
+            "prefill_timeout_s",
+            "settle_timeout_s",
+            "ucx_keepalive_s",
+        ):
+            seconds: float = getattr(self, key)
+            if not 0 < seconds < float("inf"):
+                message = f"{key}: {seconds} is no time to wait; it must be above 0 seconds and finite"
+                raise ValueError(message)
+        if self.blocks_in_flight < 1:
+            message = f"blocks_in_flight: {self.blocks_in_flight} would move nothing; it must be at least 1"
+            raise ValueError(message)

@@ -1,0 +1,316 @@
+"""UCX, by ucxx: the only file that imports it.
+
+Life of an endpoint. To *send* to a worker there is one endpoint to its address, made at the first send, kept until it
+fails. To *receive*, UCX needs no endpoint: messages match by tag. But a receive can only be cancelled through the
+endpoint that it was posted on, so each `UcxPeer` with receives pending borrows a **group**: an endpoint to this
+very process that carries nothing. Closing a group cancels its receives and nobody else's. A group that was not closed
+goes back to the shelf.
+
+Error handling is on (``endpoint_error_handling=True``). Without it, reading from a process that has just died (CMA's
+``process_vm_readv``) ends *this* process. With it, UCX leaves shared memory out, unless ``MM_ERROR_HANDLING`` says that
+shared memory can do it; with both, messages go by shared memory and CMA, and UCX's keep-alive finds a dead peer.
+
+Progress is ours. ucxx's own loop in asyncio spins while any request is pending, and here receives are pending for as
+long as a prefill computes. Instead, UCX's event descriptor wakes the loop, `_UcxWorker._advance` runs UCX until it is
+idle and arms the descriptor again. One turn is bounded, so that large copies do not stop the loop for long.
+
+UCX and ucxx read environment variables when they are loaded. They are set here, in `_load_ucxx`, and nowhere
+else: an exception from the rule that only ``__main__`` touches the environment, made because loading happens here.
+"""
+
+import asyncio
+import ctypes
+import os
+import time
+from asyncio import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster_core.errors import LegFailed, PartUnavailable, TransferFailed, WorkerLost
+from kv_transfer.settings import TransferSettings
+
+_ENVIRONMENT = {
+    "UCX_LOG_LEVEL": "fatal",  # UCX prints what is reported here as an exception: a dead peer is no news
+    "UCX_WARN_UNUSED_ENV_VARS": "n",  # ucxx sets variables that a UCX without CUDA does not know
+}
+_HOST_TLS = ("posix,cma,self,tcp", "sysv,cma,self,tcp")
+_CUDA_TLS = ",cuda_copy,cuda_ipc"
+_TURN_S = 0.001
+"""How long UCX may run before the event loop gets a turn."""
+_RENDEZVOUS_BYTES = "8192"
+"""From this size on the receiver fetches the bytes itself, with one copy; below, they travel through a ring buffer."""
+
+
+def _load_ucxx() -> Any:
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        import ucxx  # noqa: PLC0415  # after its environment is set
+    except ImportError as error:
+        message = f'transport ucx: {error}; install ucxx-cu12, or set transport = "loopback" for a single process'
+        raise PartUnavailable(message) from error
+    return ucxx
+
+
+def _default_tls() -> tuple[str, ...]:
+    cuda = _CUDA_TLS if Path("/dev/nvidiactl").exists() else ""
+    return tuple(tls + cuda for tls in _HOST_TLS)
+
+
+class UcxTransport:
+    """See `kv_transfer.transport.Transport`."""
+
+    name = "ucx"
+
+    def __init__(self, settings: TransferSettings) -> None:
+        self._settings = settings
+        self._worker: _UcxWorker | None = None
+
+    @property
+    def address(self) -> bytes:
+        """UCX's worker address."""
+        assert self._worker is not None, "start() comes first"
+        return self._worker.address
+
+    async def start(self) -> None:
+        """Load UCX and open a worker on the running loop, which may run in any thread."""
+        ucxx = _load_ucxx()
+        failures: list[str] = []
+        for tls in (self._settings.ucx_tls,) if self._settings.ucx_tls else _default_tls():
+            try:
+                self._worker = _UcxWorker(ucxx, tls, self._settings.ucx_keepalive_s)
+            except (ucxx.exceptions.UCXError, OSError, RuntimeError) as error:
+                failures.append(f"UCX_TLS={tls}: {error}")
+            else:
+                return
+        message = f"transport ucx: {'; '.join(failures)}; name transports that work here with [transfer] ucx_tls"
+        raise PartUnavailable(message)
+
+    async def connect(self, address: bytes) -> "UcxPeer":
+        """Return a peer for the worker at ``address``."""
+        assert self._worker is not None, "start() comes first"
+        return UcxPeer(self._worker, address)
+
+    async def close(self) -> None:
+        """Close every endpoint by force, fail what is pending, and give the worker back to UCX."""
+        if self._worker is not None:
+            self._worker.close()
+
+
+class UcxPeer:
+    """See `kv_transfer.transport.Peer`."""
+
+    def __init__(self, worker: "_UcxWorker", address: bytes) -> None:
+        self._worker = worker
+        self._address = address
+        self._group: Any = None
+        self._receives: set[Future[None]] = set()
+
+    async def send(self, buffer: Any, tag: int) -> None:
+        """Return when UCX no longer reads the buffer."""
+        await asyncio.shield(self._worker.send(self._address, buffer, tag))
+
+    def receive(self, buffer: Any, tag: int) -> Future[None]:
+        """Post a receive."""
+        if self._group is None:
+            self._group = self._worker.borrow_group()
+        done = self._worker.receive(self._group, buffer, tag)
+        self._receives.add(done)
+        done.add_done_callback(self._received)
+        return done
+
+    def _received(self, done: Future[None]) -> None:
+        self._receives.discard(done)
+        if self._group is not None and not self._receives:
+            self._worker.return_group(self._group)
+            self._group = None
+
+    def abort(self) -> None:
+        """Cancel this peer's receives."""
+        if self._group is not None:
+            self._worker.close_group(self._group)
+            self._group = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pending:
+    """A request that UCX has not completed. Its buffer stays referenced as long."""
+
+    done: Future[None]
+    buffer: Any
+    error: type[LegFailed]
+
+
+class _UcxWorker:
+    """One UCX worker on the running event loop: its requests, its endpoints, its progress."""
+
+    def __init__(self, ucxx: Any, tls: str, keepalive_s: float) -> None:
+        self._library = ucxx.libucxx
+        self._errors = ucxx.exceptions.UCXError
+        options = {
+            "TLS": tls,
+            "MM_ERROR_HANDLING": "y",
+            "KEEPALIVE_INTERVAL": f"{keepalive_s}s",
+            "RNDV_THRESH": _RENDEZVOUS_BYTES,
+        }
+        self._context = self._library.UCXContext(options, (self._library.Feature.TAG, self._library.Feature.WAKEUP))
+        self._worker = self._library.UCXWorker(
+            self._context, enable_delayed_submission=False, enable_python_future=False
+        )
+        _keep_forever(self._worker)
+        self._worker.init_blocking_progress_mode()
+        self.address: bytes = self._worker.address.tobytes()
+        self._loop = asyncio.get_running_loop()
+        self._scheduled = False
+        self._pending: dict[Any, _Pending] = {}
+        self._links: dict[bytes, Any] = {}
+        self._groups: set[Any] = set()
+        self._idle_groups: list[Any] = []
+        self.return_group(self.borrow_group())  # the first one takes longest
+        self._loop.add_reader(self._worker.epoll_file_descriptor, self._advance)
+        self._schedule()
+
+    def send(self, address: bytes, buffer: Any, tag: int) -> Future[None]:
+        """Post a send; raises `WorkerLost` when there is no way to ``address``."""
+        link = self._link(address)
+        request = link.tag_send(_as_array(buffer), self._library.UCXXTag(tag))
+        return self._track(request, buffer, WorkerLost)
+
+    def receive(self, group: Any, buffer: Any, tag: int) -> Future[None]:
+        """Post a receive that closing ``group`` cancels."""
+        request = group.tag_recv(_as_array(buffer), self._library.UCXXTag(tag))
+        return self._track(request, buffer, TransferFailed)
+
+    def _track(self, request: Any, buffer: Any, error: type[LegFailed]) -> Future[None]:
+        """Return the future of ``request``, and keep the request until it has completed.
+
+        Not only for our own sake: ucxx cancels a request whose Python object is dropped, and tells nobody.
+        """
+        pending = _Pending(done=self._loop.create_future(), buffer=buffer, error=error)
+        if request.completed:
+            self._resolve(request, pending)
+        else:
+            self._pending[request] = pending
+        self._schedule()
+        return pending.done
+
+    def _resolve(self, request: Any, pending: _Pending) -> None:
+        if pending.done.done():
+            return
+        try:
+            request.check_error()
+        except self._errors as error:
+            _fail(pending.done, pending.error(f"ucx: {error}"))
+        else:
+            pending.done.set_result(None)
+
+    # Progress
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._advance)
+
+    def _advance(self) -> None:
+        """Run UCX until it has nothing to do or the turn is over; then wait for its event, or for the next turn."""
+        self._scheduled = False
+        if self._worker is None:
+            return
+        turn_ends = time.monotonic() + _TURN_S
+        busy = True
+        while busy and time.monotonic() < turn_ends:
+            busy = self._worker.progress_once()
+        self._finish_completed()
+        if busy or not self._worker.arm():
+            self._schedule()
+
+    def _finish_completed(self) -> None:
+        for request in [request for request in self._pending if request.completed]:
+            self._resolve(request, self._pending.pop(request))
+
+    # Endpoints
+
+    def _link(self, address: bytes) -> Any:
+        link = self._links.get(address)
+        if link is not None and link.alive:
+            return link
+        try:
+            ucx_address = self._library.UCXAddress.create_from_buffer(address)
+            link = self._library.UCXEndpoint.create_from_worker_address(
+                self._worker, ucx_address, endpoint_error_handling=True
+            )
+        except (self._errors, ValueError) as error:
+            message = f"ucx: no way to the other worker ({error})"
+            raise WorkerLost(message) from error
+        self._links[address] = link
+        return link
+
+    def borrow_group(self) -> Any:
+        """Return an endpoint that no other peer posts receives on."""
+        if self._idle_groups:
+            return self._idle_groups.pop()
+        group = self._library.UCXEndpoint.create_from_worker_address(
+            self._worker, self._worker.address, endpoint_error_handling=False
+        )
+        self._groups.add(group)
+        return group
+
+    def return_group(self, group: Any) -> None:
+        """Take back a group without pending receives."""
+        if group in self._groups:
+            self._idle_groups.append(group)
+
+    def close_group(self, group: Any) -> None:
+        """Cancel the receives posted on ``group``; their futures follow when UCX is sure."""
+        self._groups.discard(group)
+        group.close_blocking()
+        self._schedule()
+
+    def close(self) -> None:
+        """Let go of everything.
+
+        The worker itself is freed only when nothing is left to receive: ucxx's destructor receives what nobody did, and
+        waits for ever when its sender is gone. A worker that cannot be freed is left to the end of the process.
+        """
+        if self._worker is None:
+            return
+        self._loop.remove_reader(self._worker.epoll_file_descriptor)
+        for endpoint in (*self._links.values(), *self._groups):
+            endpoint.close_blocking()
+        self._worker.progress()
+        self._finish_completed()
+        unfinished = list(self._pending.values())
+        if (
+            not unfinished
+            and not self._worker.tag_probe(self._library.UCXXTag(0), self._library.UCXXTagMask(0)).matched
+        ):
+            _let_go(self._worker)
+        self._pending.clear()
+        self._links.clear()
+        self._groups.clear()
+        self._idle_groups.clear()
+        self._worker = self._context = None
+        for pending in unfinished:
+            _fail(pending.done, pending.error("ucx: the transport was closed"))
+
+
+def _keep_forever(worker: Any) -> None:
+    """Keep ``worker`` alive past the interpreter's end, unless `_let_go` follows: its destructor might not return."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(worker))
+
+
+def _let_go(worker: Any) -> None:
+    ctypes.pythonapi.Py_DecRef(ctypes.py_object(worker))
+
+
+def _fail(done: Future[None], error: Exception) -> None:
+    if not done.done():
+        done.set_exception(error)
+        done.exception()  # asyncio need not complain when nobody waits any more: after an abort that is normal
+
+
+def _as_array(buffer: Any) -> Any:
+    from ucxx._lib.arr import Array  # noqa: PLC0415  # loaded late as ucxx is; it has no public name
+
+    return Array(buffer)

@@ -1,0 +1,1 @@
+"""The prefill worker: reads prompts and exports their KV blocks as they fill."""

@@ -1,0 +1,9 @@
+"""``python -m prefill_worker CONFIG --worker-id prefill-0 --directory-url URL``: a prefill worker without Ray."""
+
+import sys
+
+from cluster_rpc.worker_process import run_worker
+from prefill_worker.wiring import build_worker
+
+if __name__ == "__main__":
+    sys.exit(run_worker(build_worker, "prefill_worker", sys.argv[1:]))

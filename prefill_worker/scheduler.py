@@ -1,0 +1,222 @@
+"""Reads prompts: queue, cache, chunks, export, first token.
+
+Life of a prompt: it *waits* in a bounded queue, its export open already, so that the importer finds it; it is *read*
+once blocks for all of it are reserved, what the cache knows first, the rest in chunks shared with other prompts; each
+block is exported when it is sealed; with the last chunk comes the first token, the export is finished, and the prompt's
+own holds go: the lease keeps the blocks until the importer has them, the cache until somebody needs the room.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from cluster_core.errors import BatonError, Cancelled, LegFailed
+from cluster_core.holds import RequestHold
+from cluster_core.identity import Attempt, RequestId
+from cluster_core.workers import WorkerLoad
+from cluster_rpc.order_checks import Capacity, Occupation, check_order
+from cluster_rpc.worker_messages import WorkOrder
+from inference_engine.block_pool import BlockPool, NoFreeBlocks
+from inference_engine.learned_rates import LearnedRates
+from inference_engine.sequence import FilledBlock, TokenSequence
+from inference_engine.step import SequenceSlice, StepPlan, StepResult
+from kv_transfer.exporter import Export, SealedBlock
+from kv_transfer.memory import BlockMemory
+from prefill_worker.batcher import share_budget
+from prefill_worker.prompt import FirstToken, Prompt, Stage, Started
+from prefill_worker.settings import PrefillSettings
+
+
+class Exports(Protocol):
+    """The part of `kv_transfer.exporter.Exporter` that the scheduler calls."""
+
+    def open(self, request_id: RequestId, attempt: Attempt) -> Export:
+        """Make the export that the importer will ask for."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerParts:
+    """What the scheduler works with."""
+
+    pool: BlockPool
+    memory: BlockMemory
+    capacity: Capacity
+    exports: Exports
+    settings: PrefillSettings
+    clock: Callable[[], float] = time.monotonic
+
+
+class PrefillScheduler:
+    """An `inference_engine.engine_loop.StepWork`. ``on_change`` is called whenever a step may have become possible."""
+
+    def __init__(self, parts: SchedulerParts, on_change: Callable[[], None]) -> None:
+        self.draining = False
+        self._parts = parts
+        self._on_change = on_change
+        self._rates = LearnedRates()
+        self._live: dict[RequestId, Prompt] = {}
+        self._waiting: list[Prompt] = []
+        self._reading: list[Prompt] = []
+        self._in_step: list[tuple[Prompt, int]] = []
+
+    @property
+    def idle(self) -> bool:
+        """No prompt waits or is read."""
+        return not self._live
+
+    def submit(self, order: WorkOrder) -> Prompt:
+        """Queue a prompt. Raises what `check_order` raises. A live earlier attempt is ended."""
+        parts = self._parts
+        older = self._live.get(order.request_id)
+        occupation = Occupation(
+            draining=self.draining,
+            waiting=len(self._waiting),
+            live_attempt=None if older is None else older.order.attempt,
+        )
+        check_order(order, len(order.prompt_token_ids), parts.capacity, occupation)
+        if older is not None:
+            self.abort(older)
+        prompt = Prompt(
+            order=order,
+            sequence=TokenSequence(
+                pool=parts.pool,
+                hold=RequestHold(order.request_id, order.attempt),
+                root=order.root_hash,
+                token_ids=order.prompt_token_ids,
+                block_size_tokens=parts.capacity.layout.block_size_tokens,
+            ),
+            export=parts.exports.open(order.request_id, order.attempt),
+            arrived_s=parts.clock(),
+        )
+        self._live[order.request_id] = prompt
+        self._waiting.append(prompt)
+        self._on_change()
+        return prompt
+
+    def abort(self, prompt: Prompt) -> None:
+        """End a prompt that nobody waits for any more. Does nothing to one that has ended."""
+        self._fail(prompt, Cancelled("the prefill was cancelled"))
+
+    def next_step(self) -> StepPlan | None:
+        """Admit what has room, then share the budget among the prompts being read."""
+        self._admit()
+        for prompt in self._reading:
+            self._export(prompt, prompt.sequence.attach_cached(len(prompt.order.prompt_token_ids) - 1))
+        settings = self._parts.settings
+        pending = [prompt.sequence.pending for prompt in self._reading]
+        counts = share_budget(pending, settings.token_budget, settings.chunk_tokens)
+        self._in_step = [(prompt, count) for prompt, count in zip(self._reading, counts, strict=True) if count]
+        if not self._in_step:
+            return None
+        return StepPlan(slices=tuple(_slice(prompt, count) for prompt, count in self._in_step))
+
+    def step_done(self, result: StepResult) -> None:
+        """Seal and export what the step filled; finish the prompts that are complete."""
+        computed = sum(count for _, count in self._in_step)
+        self._rates.step_took(result.elapsed_s, prefill_tokens=computed, decode_tokens=0)
+        finished_step, self._in_step = self._in_step, []
+        for (prompt, count), token_id in zip(finished_step, result.tokens, strict=True):
+            if prompt.stage is Stage.ENDED:
+                prompt.sequence.give_back()
+                continue
+            self._export(prompt, prompt.sequence.advance(count))
+            if token_id is not None:
+                self._finish(prompt, token_id)
+        self._on_change()
+
+    def step_failed(self, error: Exception, places: frozenset[int] | None) -> None:
+        """End the prompts of the step that raised, those at ``places`` or all; the others are planned again."""
+        failed_step, self._in_step = self._in_step, []
+        for place, (prompt, _) in enumerate(failed_step):
+            if prompt.stage is Stage.ENDED:
+                prompt.sequence.give_back()
+            elif places is None or place in places:
+                self._fail(prompt, LegFailed(f"the prefill's engine step failed: {type(error).__name__}: {error}"))
+
+    def fail_all(self, error: BatonError) -> None:
+        """End every prompt: the worker ends."""
+        for prompt in list(self._live.values()):
+            self._fail(prompt, error)
+
+    def load(self) -> WorkerLoad:
+        """Return what the scheduler knows of the worker's load."""
+        counts = self._parts.pool.counts()
+        return WorkerLoad(
+            waiting_requests=len(self._waiting),
+            running_requests=len(self._reading),
+            queued_prefill_tokens=sum(prompt.sequence.pending for prompt in self._live.values()),
+            total_blocks=counts.total,
+            held_blocks=counts.held,
+            cached_blocks=counts.cached,
+            prefill_s_per_token=self._rates.prefill_s_per_token,
+            draining=self.draining,
+        )
+
+    def _admit(self) -> None:
+        while self._waiting and len(self._reading) < self._parts.settings.max_running:
+            prompt = self._waiting[0]
+            length = len(prompt.order.prompt_token_ids)
+            cached = prompt.sequence.attach_cached(length - 1)
+            try:
+                prompt.sequence.reserve(length)
+            except NoFreeBlocks:
+                prompt.sequence.give_back()
+                return
+            self._reading.append(self._waiting.pop(0))
+            prompt.stage = Stage.READING
+            prompt.started_s = self._parts.clock()
+            queue_s = prompt.started_s - prompt.arrived_s
+            prompt.told.put_nowait(Started(queue_s=queue_s, cached_tokens=prompt.sequence.computed))
+            self._export(prompt, cached)
+
+    def _export(self, prompt: Prompt, filled: Sequence[FilledBlock]) -> None:
+        size = self._parts.capacity.layout.block_size_tokens
+        if filled:
+            prompt.export.seal(
+                [
+                    SealedBlock(position=block.position, index=block.index, hash=block.hash, tokens=size)
+                    for block in filled
+                ]
+            )
+
+    def _finish(self, prompt: Prompt, token_id: int) -> None:
+        length = len(prompt.order.prompt_token_ids)
+        rest = length % self._parts.capacity.layout.block_size_tokens
+        if rest:
+            index = prompt.sequence.block_table[-1]
+            self._parts.memory.clear_unused(index, rest)
+            position = len(prompt.sequence.block_table) - 1
+            prompt.export.seal([SealedBlock(position=position, index=index, hash=None, tokens=rest)])
+        prompt.export.finish(token_id)
+        compute_s = self._parts.clock() - prompt.started_s
+        prompt.told.put_nowait(FirstToken(token_id=token_id, compute_s=compute_s))
+        self._remove(prompt)
+        prompt.sequence.give_back()
+
+    def _fail(self, prompt: Prompt, error: BatonError) -> None:
+        if prompt.stage is Stage.ENDED:
+            return
+        self._remove(prompt)
+        prompt.export.fail(str(error))
+        prompt.told.put_nowait(error)
+        if all(stepping is not prompt for stepping, _ in self._in_step):
+            prompt.sequence.give_back()
+        self._on_change()
+
+    def _remove(self, prompt: Prompt) -> None:
+        del self._live[prompt.order.request_id]
+        (self._waiting if prompt.stage is Stage.WAITING else self._reading).remove(prompt)
+        prompt.stage = Stage.ENDED
+
+
+def _slice(prompt: Prompt, count: int) -> SequenceSlice:
+    sequence = prompt.sequence
+    end = sequence.computed + count
+    return SequenceSlice(
+        token_ids=sequence.token_ids[sequence.computed : end],
+        start=sequence.computed,
+        block_table=sequence.block_table,  # not changed while a step uses it
+        draw=prompt.order.sampling if count == sequence.pending else None,
+    )

@@ -1,0 +1,32 @@
+"""Section ``[prefill]`` of the configuration file."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefillSettings:
+    """Settings of every prefill worker."""
+
+    host: str = "127.0.0.1"
+    """Where the gRPC server listens; ``auto`` is this machine's address on the network."""
+    total_blocks: int = 1024
+    token_budget: int = 1024
+    """Most tokens of one engine step."""
+    chunk_tokens: int = 512
+    """Most tokens of one prompt in one engine step: smaller chunks hand over and cancel earlier."""
+    max_running: int = 16
+    """Prompts that have their blocks and share the budget."""
+    max_waiting: int = 256
+    drain_s: float = 30.0
+    """How long a worker that is told to end waits for its requests and for promised blocks to be fetched."""
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` for what cannot work."""
+        for key in ("total_blocks", "token_budget", "chunk_tokens", "max_running"):
+            if getattr(self, key) < 1:
+                message = f"{key}: must be at least 1"
+                raise ValueError(message)
+        for key in ("max_waiting", "drain_s"):
+            if getattr(self, key) < 0:
+                message = f"{key}: must not be negative"
+                raise ValueError(message)

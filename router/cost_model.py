@@ -1,0 +1,152 @@
+"""What each part of serving a request takes on a worker, in seconds. Pure: nothing here waits, counts or remembers.
+
+A worker reports coefficients that it learned online (seconds a prompt token, seconds a decode step, bytes a second of
+its imports). One that has not measured yet is assumed to be like the others: first those of its own role, then any,
+then the configured prior.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from cluster_core.identity import Role, WorkerId
+from cluster_core.workers import WorkerLoad, WorkerRecord
+from router.settings import RouterSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assigned:
+    """What this router gave a worker since the worker's last report, less what ended since."""
+
+    prefill_tokens: int = 0
+    streams: int = 0
+    blocks: int = 0
+
+
+NOTHING_ASSIGNED = Assigned()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerView:
+    """A worker as the balancer sees it: who it is, what it reported, and what it was given meanwhile."""
+
+    record: WorkerRecord
+    load: WorkerLoad
+    assigned: Assigned = NOTHING_ASSIGNED
+
+    @property
+    def queued_tokens(self) -> int:
+        """Prompt tokens that the worker will compute before a new request's."""
+        return max(0, self.load.queued_prefill_tokens + self.assigned.prefill_tokens)
+
+    @property
+    def streams(self) -> int:
+        """Requests that the worker is writing for."""
+        return max(0, self.load.running_requests + self.assigned.streams)
+
+    @property
+    def free_blocks(self) -> int:
+        """Blocks that nobody holds, cached ones among them."""
+        total = self.load.total_blocks or self.record.total_blocks
+        return total - self.load.held_blocks - self.assigned.blocks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coefficients:
+    """A worker's measured speeds, or the best guess for them."""
+
+    prefill_s_per_token: float
+    decode_step_s: float
+    transfer_bytes_per_s: float
+    transfer_fixed_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestSize:
+    """What the cost of a request depends on."""
+
+    prompt_tokens: int
+    max_tokens: int
+    cached_blocks: Mapping[WorkerId, int]
+    """For each worker that holds any: the number of leading blocks of the prompt that it holds."""
+
+
+def coefficients_of(views: Sequence[WorkerView], settings: RouterSettings) -> dict[WorkerId, Coefficients]:
+    """Return each worker's coefficients by its id."""
+    prefill = _learned(views, lambda load: load.prefill_s_per_token, settings.prior_prefill_s_per_token)
+    step = _learned(views, lambda load: load.decode_step_s, settings.prior_decode_step_s)
+    speed = _learned(views, lambda load: load.transfer_bytes_per_s, settings.prior_transfer_bytes_per_s)
+    fixed = _learned(views, lambda load: load.transfer_fixed_s, settings.prior_transfer_fixed_s)
+    return {
+        view.record.worker_id: Coefficients(
+            prefill_s_per_token=prefill(view),
+            decode_step_s=step(view),
+            transfer_bytes_per_s=speed(view),
+            transfer_fixed_s=fixed(view),
+        )
+        for view in views
+    }
+
+
+def _learned(
+    views: Sequence[WorkerView], read: Callable[[WorkerLoad], float], prior: float
+) -> Callable[[WorkerView], float]:
+    """Return how to get a view's coefficient: its own, else its role's mean, else anyone's, else the prior."""
+    anyone = _mean((read(view.load) for view in views), prior)
+    of_role = {role: _mean((read(view.load) for view in views if view.record.role is role), anyone) for role in Role}
+    return lambda view: read(view.load) or of_role[view.record.role]
+
+
+def _mean(values: Iterable[float], otherwise: float) -> float:
+    known = [value for value in values if value > 0]
+    return sum(known) / len(known) if known else otherwise
+
+
+def cached_tokens(size: RequestSize, view: WorkerView) -> int:
+    """Prompt tokens that the worker need not compute. The last one is always computed: it yields the first token."""
+    blocks = size.cached_blocks.get(view.record.worker_id, 0)
+    return min(blocks * view.record.layout.block_size_tokens, size.prompt_tokens - 1)
+
+
+def prefill_queue_s(view: WorkerView, speed: Coefficients) -> float:
+    """Seconds until the worker has computed the prompt tokens that came before."""
+    return view.queued_tokens * speed.prefill_s_per_token
+
+
+def prefill_s(size: RequestSize, view: WorkerView, speed: Coefficients) -> float:
+    """Seconds to compute what the worker's cache lacks of the prompt."""
+    return (size.prompt_tokens - cached_tokens(size, view)) * speed.prefill_s_per_token
+
+
+def decode_queue_s(size: RequestSize, view: WorkerView, speed: Coefficients, settings: RouterSettings) -> float:
+    """Seconds until a decode worker has room: for those who wait already, and for the blocks it lacks.
+
+    Running streams end at a rate of ``streams / (answer_tokens · step)`` a second and give back the blocks they hold.
+    """
+    waiting = view.load.waiting_requests
+    streams = max(1, view.streams)
+    answer_s = settings.prior_answer_tokens * speed.decode_step_s
+    needed = view.record.layout.blocks_for(size.prompt_tokens + size.max_tokens)
+    lacking = max(0, needed - view.free_blocks)
+    held = max(1, view.load.held_blocks)
+    room_s = max(waiting / streams, lacking / held) * answer_s
+    return view.queued_tokens * speed.prefill_s_per_token + room_s
+
+
+def transfer_s(size: RequestSize, view: WorkerView, speed: Coefficients) -> tuple[float, float]:
+    """Return what moving the blocks that a decode worker lacks takes: (beside the bytes, for the bytes)."""
+    missing_tokens = size.prompt_tokens - cached_tokens(size, view)
+    return speed.transfer_fixed_s, missing_tokens * view.record.layout.token_bytes / speed.transfer_bytes_per_s
+
+
+def stream_harm_s(view: WorkerView, speed: Coefficients, settings: RouterSettings) -> float:
+    """Seconds that one more stream takes from the running ones while it is written.
+
+    A step reads the weights once for all streams; ``stream_share`` is the part of it that one more stream adds, to
+    each running stream, for as many steps as an answer has tokens.
+    """
+    return view.streams * settings.prior_answer_tokens * speed.decode_step_s * settings.stream_share
+
+
+def prefill_harm_s(view: WorkerView, own_prefill_s: float, settings: RouterSettings) -> float:
+    """Seconds that a prefill on a decode worker takes from its streams, those expected meanwhile among them."""
+    return own_prefill_s * (view.streams + settings.expected_streams)

@@ -1,0 +1,78 @@
+"""The two legs of a placement: calls to workers whose events flow into one mailbox.
+
+A leg is a task that reads its stream and nothing else; what the events mean is for the flow to say. However a stream
+ends, its last mail is a `LegEnded`. Cancelling a leg cancels its call, which aborts the work on the worker.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from grpc.aio import EOF as END_OF_STREAM  # type: ignore[attr-defined]  # missing in the stubs
+
+from cluster_core.errors import BatonError, ExportGone, TransferFailed, WorkerLost
+from cluster_core.identity import Role
+from cluster_core.workers import WorkerRecord
+from cluster_rpc.errors import from_worker_error
+from cluster_rpc.v1 import worker_pb2
+from router.mailbox import Mailbox
+
+_DETAILS_KEY = "grpc-status-details-bin"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LegEnded:
+    """A stream is over: in order when ``error`` is None."""
+
+    error: BatonError | None
+    answered: bool = True
+    """Whether the worker itself gave the error. Otherwise gRPC did, because the worker is gone."""
+    blames_exporter: bool = False
+    """Whether a decode worker says that it failed for want of its prefill worker."""
+
+
+Event = worker_pb2.PrefillEvent | worker_pb2.DecodeEvent | LegEnded
+Mail = tuple["Leg", Event]
+
+
+class Leg:
+    """One call of one attempt."""
+
+    def __init__(self, role: Role, record: WorkerRecord, call: Any, mailbox: Mailbox[Mail]) -> None:
+        self.role = role
+        self.record = record
+        self._call = call
+        self._mailbox = mailbox
+        self._task = asyncio.get_running_loop().create_task(self._read(), name=f"{role.value} leg")
+
+    def cancel(self) -> None:
+        """End the call; the worker drops the work."""
+        self._call.cancel()
+        self._task.cancel()
+
+    async def ended(self) -> None:
+        """Wait until the stream is over and its task gone."""
+        if not self._task.done():
+            await asyncio.wait((self._task,))
+
+    async def _read(self) -> None:
+        try:
+            while (event := await self._call.read()) is not END_OF_STREAM:
+                mail = (self, event)
+                if not self._mailbox.try_send(mail):
+                    await self._mailbox.send(mail)
+            ended = LegEnded(error=None)
+        except grpc.aio.AioRpcError as error:
+            trailers: Any = error.trailing_metadata()  # pairs; the stubs say otherwise
+            answered = any(key == _DETAILS_KEY for key, _ in trailers or ())
+            failure = from_worker_error(error, self.record.worker_id)
+            blames_exporter = answered and _about_exporter(failure, error.code())
+            ended = LegEnded(error=failure, answered=answered, blames_exporter=blames_exporter)
+        self._mailbox.send_last((self, ended))
+
+
+def _about_exporter(failure: BatonError, code: grpc.StatusCode) -> bool:
+    """Say whether a decode worker's failure is about its peer. A fault of its own code is INTERNAL."""
+    peer_lost = isinstance(failure, WorkerLost) and code is grpc.StatusCode.UNAVAILABLE
+    return peer_lost or isinstance(failure, ExportGone | TransferFailed)

@@ -1,0 +1,144 @@
+"""Finds a place for an attempt: asks index and balancer, and waits for a worker when none is there."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import assert_never
+
+from block_directory.index import PrefixIndex
+from cluster_core.errors import ContextTooLong, NoWorker, Overloaded
+from cluster_core.hash_chain import chain_hashes, root_hash
+from cluster_core.identity import Attempt, BlockHash, Incarnation, RequestId, Role, WorkerId
+from cluster_core.placement import Local, Split
+from router.balancer import Choice, can_ever_fit, choose
+from router.cost_model import Assigned, RequestSize, WorkerView
+from router.ledger import Ledger
+from router.membership import Expected, Membership, Worker
+from router.settings import RouterSettings
+
+PREDICTION_TTL_S = 10.0
+"""How long a worker is believed to get the blocks of a request that was sent there. Its events come sooner."""
+RETRY_AFTER_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """Where an attempt goes. Without ``prefill`` the decode worker reads the prompt itself."""
+
+    choice: Choice
+    prefill: Worker | None
+    decode: Worker
+
+
+@dataclass(slots=True)
+class Avoided:
+    """What a request has learned about workers: those that failed it, and those that had no room for it."""
+
+    failed: set[Incarnation] = field(default_factory=set)
+    full: set[Incarnation] = field(default_factory=set)
+    last_refusal: Overloaded | None = None
+
+
+class Placer:
+    """Places attempts and keeps the ledger of what was given to whom."""
+
+    def __init__(
+        self,
+        *,
+        membership: Membership,
+        index: PrefixIndex,
+        ledger: Ledger,
+        expected: Expected,
+        settings: RouterSettings,
+        clock: Callable[[], float],
+    ) -> None:
+        self._membership = membership
+        self._index = index
+        self._ledger = ledger
+        self._layout = expected.layout
+        self._model_seed = expected.model.root_hash_seed(expected.layout)
+        self._settings = settings
+        self._clock = clock
+        self._pick = random.Random(settings.tie_break_seed).randrange  # noqa: S311  # breaks ties, keeps no secret
+
+    def root_hash(self, cache_salt: str) -> bytes:
+        """Return the parent of a prompt's first block."""
+        return root_hash(self._model_seed, cache_salt)
+
+    async def place(self, root: bytes, prompt: Sequence[int], max_tokens: int, avoided: Avoided) -> Placed:
+        """Choose workers for a prompt, waiting up to ``worker_wait_s`` for one to come.
+
+        Raises `ContextTooLong` when no worker's pool could ever hold it, `Overloaded` when all that are there have
+        refused it for lack of room, `NoWorker` when the wait was in vain.
+        """
+        hashes = chain_hashes(root, prompt, self._layout.block_size_tokens)
+        give_up_at = self._clock() + self._settings.worker_wait_s
+        while True:
+            views = self._membership.ready_views()
+            size = RequestSize(
+                prompt_tokens=len(prompt), max_tokens=max_tokens, cached_blocks=self._index.longest_prefix(hashes)
+            )
+            with_room = [view for view in views if view.record.incarnation not in avoided.full]
+            choice = choose(size, with_room, avoided.failed, self._settings, self._pick)
+            if choice is not None:
+                return self._placed(choice, hashes)
+            self._refuse_if_hopeless(size, views, avoided)
+            left_s = give_up_at - self._clock()
+            if left_s <= 0:
+                message = f"no decode worker is ready, and none came within {self._settings.worker_wait_s:g} s"
+                raise NoWorker(message, RETRY_AFTER_S)
+            await self._membership.wait_for_change(left_s)
+
+    def assign(self, placed: Placed, key: tuple[RequestId, Attempt], prompt_tokens: int) -> None:
+        """Enter an attempt into the ledger."""
+        tokens = placed.choice.chosen.prefill_tokens
+        blocks = self._layout.blocks_for(prompt_tokens)
+        own_prefill = 0 if placed.prefill else tokens
+        given = Assigned(prefill_tokens=own_prefill, streams=1, blocks=blocks)
+        self._ledger.assign(placed.decode.record.worker_id, key, given)
+        if placed.prefill is not None:
+            self._ledger.assign(placed.prefill.record.worker_id, key, Assigned(prefill_tokens=tokens))
+
+    def prompt_read(self, placed: Placed, key: tuple[RequestId, Attempt]) -> None:
+        """Take an attempt's prefill off the ledger: its first token has come."""
+        if placed.prefill is not None:
+            self._ledger.end(placed.prefill.record.worker_id, key)
+        else:
+            self._ledger.prefilled(placed.decode.record.worker_id, key)
+
+    def ended(self, placed: Placed, key: tuple[RequestId, Attempt]) -> None:
+        """Take an attempt off the ledger."""
+        if placed.prefill is not None:
+            self._ledger.end(placed.prefill.record.worker_id, key)
+        self._ledger.end(placed.decode.record.worker_id, key)
+
+    def _placed(self, choice: Choice, hashes: list[BlockHash]) -> Placed:
+        match choice.chosen.placement:
+            case Local(worker=name):
+                prefill = None
+                decode = self._worker(name)
+            case Split(prefill=reader, decode=writer):
+                prefill, decode = self._worker(reader), self._worker(writer)
+                self._index.predict(reader, hashes, PREDICTION_TTL_S)
+            case never:
+                assert_never(never)
+        self._index.predict(decode.record.worker_id, hashes, PREDICTION_TTL_S)
+        return Placed(choice=choice, prefill=prefill, decode=decode)
+
+    def _worker(self, name: WorkerId) -> Worker:
+        worker = self._membership.find(name)
+        assert worker is not None, "the views were made a moment ago"
+        return worker
+
+    def _refuse_if_hopeless(self, size: RequestSize, views: Sequence[WorkerView], avoided: Avoided) -> None:
+        known = self._membership.compatible_views()
+        if not can_ever_fit(size, known):
+            field_name = "sampling_params.max_tokens"
+            largest = max(view.record.total_blocks for view in known if view.record.role is Role.DECODE)
+            reason = (
+                f"{size.prompt_tokens} prompt tokens and {size.max_tokens} to write need more than the "
+                f"{largest * self._layout.block_size_tokens} tokens that the largest worker holds; ask for fewer"
+            )
+            raise ContextTooLong(field_name, reason)
+        if avoided.last_refusal is not None and any(view.record.incarnation in avoided.full for view in views):
+            raise Overloaded(str(avoided.last_refusal), avoided.last_refusal.retry_after_s)

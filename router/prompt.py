@@ -1,0 +1,150 @@
+"""A client's request becomes a `PreparedRequest`: checked, tokenised and complete, or a `RequestError` is raised.
+
+After this nothing of the protocol's message is used: the rest of the router and the workers see plain values. Unset
+fields have their defaults here and nowhere else.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from cluster_core.errors import ContextTooLong, NotServed
+from cluster_core.identity import RequestId
+from cluster_core.layout import ModelIdentity
+from cluster_core.sampling import Sampling
+from cluster_rpc import field_checks
+from cluster_rpc.field_checks import require
+from cluster_rpc.v1 import generation_pb2 as pb
+from router import validation
+from router.chat_template import ChatTemplate
+from router.text_stream import TextOptions
+from router.tokenizer import Tokenizer
+from router.validation import InputLimits
+
+DEFAULT_MAX_TOKENS = 16
+CHARS_PER_TOKEN = 8
+"""More than a token of prose or code has: so much text for each token of the context is surely enough to judge by."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedRequest:
+    """A request that can be served."""
+
+    request_id: RequestId
+    prompt_token_ids: tuple[int, ...]
+    sampling: Sampling
+    text: TextOptions
+    cache_salt: str
+    priority: int
+    seed: int
+    """The client's, or the one drawn for it; ``sampling.seed`` is the same."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestPreparer:
+    """Prepares requests for one model."""
+
+    tokenizer: Tokenizer
+    model: ModelIdentity
+    served_name: str
+    """The name clients use; the model's own name is understood too."""
+    eos_token_ids: frozenset[int]
+    chat_template: ChatTemplate | None = None
+    limits: InputLimits = field(default_factory=InputLimits)
+
+    def prepare(
+        self, request: pb.GenerateRequest, new_id: Callable[[], RequestId], new_seed: Callable[[], int]
+    ) -> PreparedRequest:
+        """Check and tokenise ``request``. Raises `RequestError`.
+
+        A text as long as a long context takes seconds to tokenise: prepare a large request in a thread of its own.
+        """
+        request_id = field_checks.request_id(request.request_id) if request.request_id else new_id()
+        if request.model not in {"", self.served_name, self.model.name}:
+            where, reason = "model", f"{validation.quoted(request.model)} is not served here: {self.served_name!r} is"
+            raise NotServed(where, reason)
+        cache_salt = validation.checked_cache_salt(request.cache_salt, self.limits)
+        priority = validation.checked_priority(request.priority, self.limits)
+        params = request.sampling_params
+        temperature = validation.checked_temperature(params, self.limits)
+        top_p = validation.checked_top_p(params.top_p)
+        stop = validation.checked_stop(params, self.limits)
+        own_stops = validation.checked_stop_token_ids(params, self.limits, self.model.vocab_size)
+        stop_token_ids = own_stops if params.ignore_eos else own_stops | self.eos_token_ids
+        prompt_field, prompt = self._prompt(request)
+        seed = params.seed if params.HasField("seed") else new_seed()
+        return PreparedRequest(
+            request_id=request_id,
+            prompt_token_ids=prompt,
+            sampling=Sampling(
+                temperature=temperature,
+                top_p=top_p,
+                top_k=params.top_k if params.top_k < self.model.vocab_size else 0,
+                seed=seed,
+                max_tokens=self._max_tokens(params, prompt_field, len(prompt)),
+                stop_token_ids=stop_token_ids,
+            ),
+            text=TextOptions(
+                stop=stop,
+                include_stop=params.include_stop_str_in_output,
+                skip_special=not params.keep_special_tokens,
+                stop_token_ids=stop_token_ids,
+            ),
+            cache_salt=cache_salt,
+            priority=priority,
+            seed=seed,
+        )
+
+    def _prompt(self, request: pb.GenerateRequest) -> tuple[str, tuple[int, ...]]:
+        """Return the field that the prompt came in, and the prompt's tokens, at least one."""
+        match request.WhichOneof("input"):
+            case "tokenized":
+                where, token_ids = "tokenized.input_ids", list(request.tokenized.input_ids)
+            case "text":
+                where, text = "text", validation.checked_prompt_text(request.text, self.limits)
+                token_ids = self._tokenised(text, where, add_special_tokens=True)
+            case "chat":
+                where = "chat.messages"
+                messages = validation.checked_messages(request.chat.messages, self.limits)
+                if self.chat_template is None:
+                    return field_checks.refuse("chat", "the model has no chat template: send text or tokenized")
+                token_ids = self._tokenised(self.chat_template.render(messages), where, add_special_tokens=False)
+            case _:
+                return field_checks.refuse("input", "is missing: send one of tokenized, text and chat")
+        require(bool(token_ids), where, "is empty: the prompt must have at least one token")
+        return where, validation.checked_token_ids(token_ids, where, self.model.vocab_size)
+
+    def _tokenised(self, text: str, where: str, *, add_special_tokens: bool) -> list[int]:
+        """Return the text's tokens. One that is hopelessly long is refused by its beginning, in a fraction of the time.
+
+        A cut can change the tokens around it, hence the quarter above the context.
+        """
+        context = self.model.max_context_tokens
+        beginning = CHARS_PER_TOKEN * context
+        while beginning < len(text):
+            if len(self.tokenizer.encode(text[:beginning], add_special_tokens=False)) > context + context // 4:
+                raise ContextTooLong(
+                    where, f"is far longer than the {context - 1} tokens that leave room for an answer"
+                )
+            beginning *= 4
+        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+    def _max_tokens(self, params: pb.SamplingParams, prompt_field: str, prompt_tokens: int) -> int:
+        """Return how many tokens may be written: what was asked for, or the default as far as there is room."""
+        context = self.model.max_context_tokens
+        room = context - prompt_tokens
+        if room < 1:
+            reason = (
+                f"has {prompt_tokens} tokens: at most {context - 1} leave room for an answer in the model's context"
+            )
+            raise ContextTooLong(prompt_field, reason)
+        if not params.HasField("max_tokens"):
+            return min(DEFAULT_MAX_TOKENS, room)
+        where = "sampling_params.max_tokens"
+        require(params.max_tokens > 0, where, "is 0: must be at least 1")
+        if params.max_tokens > room:
+            reason = (
+                f"is {params.max_tokens}: a prompt of {prompt_tokens} tokens leaves room for {room} "
+                f"in the model's context of {context}"
+            )
+            raise ContextTooLong(where, reason)
+        return params.max_tokens

@@ -1,0 +1,70 @@
+"""The tokens of one answer, each index once and in order, whatever the attempts behind it do.
+
+Attempts are numbered. The log takes a token when it comes from the current attempt and has the next index; lower
+indices and older attempts are dropped and counted; a higher index means that the attempt lost tokens, and it fails.
+The log also knows where the answer ends, so that a worker that dies after its last token has not failed.
+"""
+
+from collections.abc import Sequence
+
+from cluster_core.errors import LegFailed
+from cluster_core.identity import Attempt
+from cluster_core.sampling import Sampling
+
+
+class TokenLog:
+    """Tokens of one request. `finish_reason` is set once the answer is complete; nothing is taken afterwards."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self._stop_ids = sampling.stop_token_ids
+        self._max_tokens = sampling.max_tokens
+        self._first_index = 0
+        self.tokens: list[int] = []
+        self.attempt = Attempt(0)
+        self.dropped_tokens = 0
+        self.finish_reason: str | None = None
+        self.stop_token_id: int | None = None
+
+    @property
+    def remaining(self) -> int:
+        """Tokens that may still be written."""
+        return self._max_tokens - len(self.tokens)
+
+    def begin_attempt(self) -> Attempt:
+        """Start the next attempt: it continues after the tokens that are there; the one before can add none."""
+        self.attempt = Attempt(self.attempt + 1)
+        self._first_index = len(self.tokens)
+        return self.attempt
+
+    def accept(self, attempt: Attempt, offset: int, token_ids: Sequence[int]) -> list[int]:
+        """Take tokens that start at ``offset`` of an attempt's output; return those that are new.
+
+        Raises `LegFailed` when tokens before them are missing.
+        """
+        if attempt != self.attempt or self.finish_reason is not None:
+            self.dropped_tokens += len(token_ids)
+            return []
+        behind = len(self.tokens) - (self._first_index + offset)
+        if behind < 0:
+            message = f"attempt {attempt} skipped {-behind} tokens of the answer"
+            raise LegFailed(message)
+        fresh = list(token_ids[behind:])
+        for position, token in enumerate(fresh):
+            if token in self._stop_ids:
+                self.finish_reason, self.stop_token_id = "stop", token
+            elif len(self.tokens) + position + 1 == self._max_tokens:
+                self.finish_reason = "length"
+            else:
+                continue
+            del fresh[position + 1 :]
+            break
+        self.tokens += fresh
+        self.dropped_tokens += len(token_ids) - len(fresh)
+        return fresh
+
+    def stop_after(self, count: int) -> None:
+        """End the answer after its first ``count`` tokens: a stop string was found there."""
+        assert count <= len(self.tokens)
+        self.dropped_tokens += len(self.tokens) - count
+        del self.tokens[count:]
+        self.finish_reason, self.stop_token_id = "stop", None

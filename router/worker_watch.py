@@ -1,0 +1,70 @@
+"""Follows one worker's `Watch` stream, and opens it again for as long as the worker is known."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+from grpc.aio import EOF as END_OF_STREAM  # type: ignore[attr-defined]  # missing in the stubs
+
+from cluster_core.errors import InvalidField
+from cluster_core.identity import Incarnation
+from cluster_core.workers import WorkerLoad
+from cluster_rpc.v1 import worker_pb2
+from cluster_rpc.worker_messages import load_from_proto
+from router.worker_connection import WorkerConnection
+
+FIRST_PAUSE_S = 0.05
+LONGEST_PAUSE_S = 1.0
+
+
+class Watch:
+    """Tells of every status and of every silence."""
+
+    def __init__(
+        self,
+        *,
+        connection: WorkerConnection,
+        incarnation: Incarnation,
+        period_s: float,
+        silence_s: float,
+        on_status: Callable[[worker_pb2.WorkerStatus, WorkerLoad], None],
+        on_silence: Callable[[str], None],
+    ) -> None:
+        self._connection = connection
+        self._incarnation = incarnation
+        self._period_s = period_s
+        self._silence_s = silence_s
+        self._on_status = on_status
+        self._on_silence = on_silence
+        self._pause_s = FIRST_PAUSE_S
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        while True:
+            call = self._connection.watch(worker_pb2.WatchRequest(period_s=self._period_s))
+            try:
+                await self._follow(call)
+                self._on_silence("it ended its stream")
+            except grpc.aio.AioRpcError as error:
+                self._on_silence(f"its stream broke ({error.code().name})")
+            except InvalidField as error:
+                self._on_silence(f"its status is wrong ({error})")
+            except TimeoutError:
+                self._on_silence(f"it was silent for {self._silence_s:g} s")
+            finally:
+                call.cancel()
+            await asyncio.sleep(self._pause_s)
+            self._pause_s = min(LONGEST_PAUSE_S, 2 * self._pause_s)
+
+    async def _follow(self, call: Any) -> None:
+        while True:
+            async with asyncio.timeout(self._silence_s):
+                status = await call.read()
+            if status is END_OF_STREAM:
+                return
+            if status.incarnation != self._incarnation:
+                self._on_silence("another life of a worker answers at its address")
+                return
+            self._pause_s = FIRST_PAUSE_S
+            self._on_status(status, load_from_proto(status))

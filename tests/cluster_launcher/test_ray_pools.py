@@ -1,0 +1,226 @@
+"""The pools' life: coming up, changing while serving, restarts, giving up. Actors and router are fakes."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from cluster_core.errors import PartUnavailable
+from cluster_core.identity import Incarnation, Role, WorkerId
+from cluster_core.workers import WorkerLoad
+from cluster_launcher.progress import SilentProgress
+from cluster_launcher.ray_pools import RayPools
+from cluster_launcher.settings import ClusterSettings
+from cluster_launcher.worker_actors import ActorLife
+from cluster_rpc.answers import ClusterView, WorkerView
+
+HEALTHY = ActorLife(restarts=0, dead=False, waits_for_room=False, pid=1)
+
+
+class FakeActors:
+    """Actors that serve at once, unless they are told not to."""
+
+    def __init__(self) -> None:
+        self.alive: dict[WorkerId, Role] = {}
+        self.ended: list[WorkerId] = []
+        self.lives: dict[WorkerId, ActorLife] = {}
+        self.silent: set[WorkerId] = set()
+        self.broken: set[WorkerId] = set()
+        self.words = ""
+        self.one_ended = asyncio.Event()
+
+    def create(self, worker_id: WorkerId, role: Role) -> None:
+        self.alive[worker_id] = role
+
+    async def describe(self, worker_id: WorkerId) -> Mapping[str, Any]:
+        if worker_id in self.silent:
+            await asyncio.Event().wait()
+        if worker_id in self.broken:
+            message = "a long trace\nValueError: the model is missing"
+            raise ValueError(message)
+        return {"worker_id": worker_id, "address": "127.0.0.1:1", "pid": 1}
+
+    async def life(self, worker_id: WorkerId) -> ActorLife:
+        return self.lives.get(worker_id, HEALTHY)
+
+    async def last_words(self, worker_id: WorkerId) -> str:
+        assert worker_id
+        return self.words
+
+    async def end(self, worker_id: WorkerId) -> None:
+        if self.alive.pop(worker_id, None) is not None:
+            self.ended.append(worker_id)
+            self.one_ended.set()
+
+
+class FakeRouter:
+    """Lists the fake actors; a drained worker becomes idle after ``busy_looks`` looks."""
+
+    def __init__(self, actors: FakeActors, busy_looks: int = 0) -> None:
+        self._actors = actors
+        self._busy_looks = busy_looks
+        self.drained: list[WorkerId] = []
+        self.unreachable: set[WorkerId] = set()
+
+    async def list_workers(self) -> ClusterView:
+        if self.drained:
+            self._busy_looks -= 1
+        workers = tuple(self._view(name) for name in self._actors.alive if name not in self.unreachable)
+        return ClusterView(
+            workers=workers, mode="SERVING", model="demo", live_requests=0, queued_requests=0, directory_url=""
+        )
+
+    async def drain(self, worker_id: WorkerId) -> bool:
+        self.drained.append(worker_id)
+        return True
+
+    def _view(self, worker_id: WorkerId) -> WorkerView:
+        draining = worker_id in self.drained
+        return WorkerView(
+            worker_id=worker_id,
+            incarnation=Incarnation(1),
+            role=self._actors.alive[worker_id],
+            address="127.0.0.1:1",
+            transport="ucx",
+            state="draining" if draining else "ready",
+            load=WorkerLoad(running_requests=max(0, self._busy_looks) if draining else 1),
+            pid=1,
+        )
+
+
+class Notes(SilentProgress):
+    """Remembers what was said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+
+class Clock:
+    """Advances at every look, so that deadlines come without waiting."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        self.now_s += 1.0
+        return self.now_s
+
+
+def _pools(actors: FakeActors, notes: Notes | None = None, **settings: Any) -> RayPools:
+    return RayPools(actors, ClusterSettings(**settings), notes or Notes(), clock=Clock(), look_period_s=0.0)
+
+
+async def _serving(actors: FakeActors, router: FakeRouter, **settings: Any) -> RayPools:
+    pools = _pools(actors, **settings)
+    await pools.start()
+    await pools.attach(router)
+    return pools
+
+
+async def test_the_pools_of_the_configuration_start() -> None:
+    actors = FakeActors()
+    records = await _pools(actors, prefill=1, decode=2).start()
+    assert [record["worker_id"] for record in records] == ["prefill-0", "decode-0", "decode-1"]
+
+
+async def test_growing_starts_only_what_is_missing() -> None:
+    actors = FakeActors()
+    pools = await _serving(actors, FakeRouter(actors))
+    assert await pools.set_pools(2, 3) == (2, 3)
+    assert sorted(actors.alive) == ["decode-0", "decode-1", "decode-2", "prefill-0", "prefill-1"]
+    assert not actors.ended
+
+
+async def test_shrinking_drains_the_newest_before_it_ends_it() -> None:
+    actors = FakeActors()
+    router = FakeRouter(actors, busy_looks=5)
+    pools = await _serving(actors, router, decode=3)
+    assert await pools.set_pools(1, 2) == (1, 2)
+    assert router.drained == ["decode-2"]
+    assert actors.ended == ["decode-2"]
+    assert router._busy_looks <= 0, "it was still busy when it was ended"
+
+
+async def test_a_worker_that_never_becomes_idle_is_ended_at_the_deadline() -> None:
+    actors = FakeActors()
+    pools = await _serving(actors, FakeRouter(actors, busy_looks=10**6), decode=2, drain_timeout_s=5.0)
+    assert await pools.set_pools(1, 1) == (1, 1)
+
+
+async def test_a_worker_that_fails_to_start_is_named_and_leaves_the_pools_as_they_were() -> None:
+    actors = FakeActors()
+    actors.broken.add(WorkerId("decode-2"))
+    pools = await _serving(actors, FakeRouter(actors))
+    with pytest.raises(PartUnavailable, match=r"^decode-2: did not start \(ValueError: the model is missing\)$"):
+        await pools.set_pools(1, 3)
+    assert sorted(pools.running) == ["decode-0", "decode-1", "prefill-0"]
+    assert actors.ended == ["decode-2"]
+
+
+async def test_the_last_words_of_a_dead_process_are_its_reason() -> None:
+    actors = FakeActors()
+    actors.silent.add(WorkerId("prefill-0"))
+    actors.lives[WorkerId("prefill-0")] = ActorLife(restarts=1, dead=False, waits_for_room=False, pid=7)
+    actors.words = "engine.device: no GPU here"
+    with pytest.raises(PartUnavailable, match=r"engine\.device: no GPU here"):
+        await _pools(actors).start()
+    assert not actors.alive, "one that fails takes the others with it"
+
+
+@pytest.mark.parametrize(("waits_for_room", "said"), [(True, "no node of the Ray cluster"), (False, "start_timeout_s")])
+async def test_a_worker_that_does_not_come_is_told_with_its_cure(waits_for_room: bool, said: str) -> None:
+    actors = FakeActors()
+    actors.silent.add(WorkerId("decode-1"))
+    actors.lives[WorkerId("decode-1")] = ActorLife(restarts=0, dead=False, waits_for_room=waits_for_room, pid=0)
+    with pytest.raises(PartUnavailable, match=said):
+        await _pools(actors, start_timeout_s=5.0).start()
+
+
+async def test_a_new_worker_that_the_router_cannot_reach_is_taken_back() -> None:
+    actors = FakeActors()
+    router = FakeRouter(actors)
+    pools = await _serving(actors, router, start_timeout_s=5.0)
+    router.unreachable.add(WorkerId("decode-2"))
+    with pytest.raises(PartUnavailable, match=r"decode-2.*router cannot reach it"):
+        await pools.set_pools(1, 3)
+    assert actors.ended == ["decode-2"]
+
+
+async def test_no_decode_worker_is_refused() -> None:
+    actors = FakeActors()
+    pools = await _serving(actors, FakeRouter(actors))
+    with pytest.raises(PartUnavailable, match="decode: 0"):
+        await pools.set_pools(1, 0)
+
+
+async def test_changes_take_their_turn() -> None:
+    actors = FakeActors()
+    pools = await _serving(actors, FakeRouter(actors))
+    grown, shrunk = await asyncio.gather(pools.set_pools(3, 4), pools.set_pools(1, 1))
+    assert (grown, shrunk) == ((3, 4), (1, 1))
+
+
+async def test_a_worker_beyond_its_restart_budget_is_given_up_and_told_of() -> None:
+    actors = FakeActors()
+    actors.words = "it hurts"
+    notes = Notes()
+    pools = _pools(actors, notes, restart_budget=2)
+    await pools.start()
+    actors.lives[WorkerId("decode-1")] = ActorLife(restarts=3, dead=False, waits_for_room=False, pid=7)
+    watching = asyncio.ensure_future(pools.watch())
+    await actors.one_ended.wait()
+    watching.cancel()
+    assert any("decode-1" in said and "it hurts" in said and "baton scale" in said for said in notes.said)
+    assert sorted(pools.running) == ["decode-0", "prefill-0"]
+
+
+async def test_close_ends_everything() -> None:
+    actors = FakeActors()
+    pools = await _serving(actors, FakeRouter(actors))
+    await pools.close()
+    assert not actors.alive
+    assert not pools.running

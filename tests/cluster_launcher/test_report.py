@@ -1,0 +1,100 @@
+"""What is told of one request."""
+
+import json
+
+import pytest
+from rich.console import Console
+
+from cluster_core.handoff import HandoffReport
+from cluster_core.identity import RequestId, WorkerId
+from cluster_launcher.report_rendering import render_report
+from cluster_launcher.request_report import RequestReport, gigabytes_per_s, where
+from cluster_rpc.answers import AttemptView, Candidate, Completion, StageSpan, Timings
+
+
+def _candidate(prefill: str | None, decode: str, total_s: float) -> Candidate:
+    return Candidate(
+        prefill_worker=None if prefill is None else WorkerId(prefill),
+        decode_worker=WorkerId(decode),
+        total_s=total_s,
+        terms=(("queue", 0.0), ("prefill", total_s)),
+        prefill_cached_tokens=32,
+        decode_cached_tokens=0,
+    )
+
+
+HANDOFF = HandoffReport(
+    moved_blocks=3, kept_blocks=2, moved_bytes=3 << 20, messages=3, transfer_s=0.001, exposed_s=0.0, transport="ucx"
+)
+
+
+@pytest.fixture
+def report() -> RequestReport:
+    split, local = _candidate("prefill-0", "decode-1", 0.02), _candidate(None, "decode-0", 0.05)
+    attempt = AttemptView(
+        attempt=1,
+        chosen=split,
+        candidates=(split, local),
+        outcome="finished",
+        handoff=HANDOFF,
+        spans=(StageSpan(name="queue", start_s=0, end_s=0.001), StageSpan(name="decode", start_s=0.001, end_s=0.1)),
+    )
+    timings = Timings(queue_s=0.001, prefill_s=0.01, ttft_s=0.011, handover_s=0.002, tpot_s=0.005, total_s=0.1)
+    completion = Completion(
+        request_id=RequestId("r-1"),
+        finish_reason="length",
+        prompt_tokens=80,
+        completion_tokens=3,
+        cached_tokens=32,
+        matched_token_id=None,
+        matched_stop=None,
+        seed=0,
+        timings=timings,
+    )
+    return RequestReport(
+        title="a prompt",
+        text="abc",
+        token_ids=(1, 2, 3),
+        completion=completion,
+        gaps_s=(0.004, 0.006),
+        attempts=(attempt,),
+    )
+
+
+def _printed(report: RequestReport) -> str:
+    console = Console(width=160, record=True, quiet=False, file=None, force_terminal=False)
+    with console.capture() as capture:
+        for line in render_report(report, block_size_tokens=16):
+            console.print(line)
+    return capture.get()
+
+
+def test_placement_cache_handoff_times_and_timeline_are_told(report: RequestReport) -> None:
+    text = _printed(report)
+    for told in (
+        "prefill-0 → decode-1, predicted 20.0 ms, 30.0 ms before decode-0 alone",
+        "32 of 80 prompt tokens found in a cache (2 blocks)",
+        "3 blocks moved, 2 were there already; 3.0 MiB in 1.00 ms by ucx (3.15 GB/s)",
+        "TTFT 11.0 ms, handover 2.00 ms, ITL 5.00 ms mean, 5.00 ms median, 3 tokens in 100 ms",
+        "queue ",
+        "decode ",
+    ):
+        assert told in text, text
+
+
+def test_the_report_is_plain_json(report: RequestReport) -> None:
+    facts = json.loads(json.dumps(report.as_json()))
+    assert facts["token_ids"] == [1, 2, 3]
+    assert facts["attempts"][0]["placed"] == "prefill-0 → decode-1"
+    assert facts["attempts"][0]["handoff"]["gigabytes_per_s"] == pytest.approx(3.145728)
+
+
+def test_a_local_placement_is_called_by_its_worker() -> None:
+    assert where(_candidate(None, "decode-0", 1.0)) == "decode-0 alone"
+
+
+def test_nothing_moved_has_no_rate() -> None:
+    nothing = HandoffReport(
+        moved_blocks=0, kept_blocks=5, moved_bytes=0, messages=0, transfer_s=0.0, exposed_s=0.0, transport="ucx"
+    )
+    assert gigabytes_per_s(nothing) == 0.0

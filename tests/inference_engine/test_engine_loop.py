@@ -1,0 +1,87 @@
+"""The loop between a worker's plans and its engine."""
+
+import asyncio
+
+import pytest
+
+from inference_engine.engine_loop import EngineLoop
+from inference_engine.sampler import BrokenLogits
+from inference_engine.step import SequenceSlice, StepPlan, StepResult
+from tests.fake_engine import FakeEngine
+
+PLAN = StepPlan(slices=(SequenceSlice(token_ids=[1], start=0, block_table=[0], draw=None),))
+
+
+class CountedWork:
+    """Has ``left`` steps to do."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+        self.results: list[StepResult] = []
+        self.errors: list[Exception] = []
+        self.places: list[frozenset[int] | None] = []
+        self.changed = asyncio.Event()
+
+    def next_step(self) -> StepPlan | None:
+        return PLAN if self.left else None
+
+    def step_done(self, result: StepResult) -> None:
+        self.left -= 1
+        self.results.append(result)
+        self.changed.set()
+
+    def step_failed(self, error: Exception, places: frozenset[int] | None) -> None:
+        self.left -= 1
+        self.errors.append(error)
+        self.places.append(places)
+        self.changed.set()
+
+
+async def until(work: CountedWork, left: int) -> None:
+    async with asyncio.timeout(10):
+        while work.left > left:
+            work.changed.clear()
+            await work.changed.wait()
+
+
+async def test_it_steps_while_there_is_work_and_again_when_woken() -> None:
+    work = CountedWork(3)
+    loop = EngineLoop(engine=FakeEngine(2), work=work, on_broken=pytest.fail)
+    loop.start()
+    await until(work, 0)
+    assert loop.steps == 3
+    work.left = 2
+    loop.wake()
+    await until(work, 0)
+    await loop.close()
+    assert loop.steps == 5
+
+
+async def test_one_failure_is_survived_and_two_in_a_row_are_not() -> None:
+    broken = asyncio.Event()
+    engine, work = FakeEngine(2), CountedWork(2)
+    loop = EngineLoop(engine=engine, work=work, on_broken=broken.set)
+    engine.failures = 1
+    loop.start()
+    await until(work, 0)
+    assert (len(work.errors), len(work.results), broken.is_set()) == (1, 1, False)
+    engine.failures, work.left = 2, 5
+    loop.wake()
+    async with asyncio.timeout(10):
+        await broken.wait()
+    assert len(work.errors) == 3
+    await loop.close()
+
+
+async def test_answers_that_are_not_numbers_do_not_count_against_the_engine() -> None:
+    class Poisoned:
+        def step(self, plan: StepPlan) -> StepResult:
+            assert plan is PLAN
+            raise BrokenLogits((0,))
+
+    work = CountedWork(5)
+    loop = EngineLoop(engine=Poisoned(), work=work, on_broken=pytest.fail)
+    loop.start()
+    await until(work, 0)
+    await loop.close()
+    assert work.places == [frozenset({0})] * 5

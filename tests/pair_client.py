@@ -1,0 +1,90 @@
+"""Calls a prefill and a decode worker as the router does, both at once, and collects what they answer."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import grpc
+
+from cluster_core.sampling import Sampling
+from cluster_rpc.v1 import worker_pb2 as pb
+from cluster_rpc.v1 import worker_pb2_grpc
+from cluster_rpc.worker_messages import PrefillOrigin, WorkOrder, decode_to_proto, prefill_to_proto
+from tests.fake_engine import GREEDY
+from tests.worker_orders import ROOT, make_order
+
+TIMEOUT_S = 30.0
+
+
+@dataclass(slots=True)
+class Answered:
+    """What a client of both workers saw of one request."""
+
+    tokens: list[int] = field(default_factory=list)
+    report: pb.HandoffReport | None = None
+    prefill_cached: int = 0
+    decode_cached: int = 0
+    finish_reason: str = ""
+
+
+class PairClient:
+    """Both workers' services. ``root`` is the root hash of the model that they serve."""
+
+    def __init__(self, prefill: grpc.aio.Channel, decode: grpc.aio.Channel, origin: PrefillOrigin) -> None:
+        self.prefill: Any = worker_pb2_grpc.PrefillServiceStub(prefill)  # type: ignore[no-untyped-call]  # generated
+        self.decode: Any = worker_pb2_grpc.DecodeServiceStub(decode)  # type: ignore[no-untyped-call]  # generated
+        self.origin = origin
+        self.root = ROOT
+
+    async def split(
+        self, name: str, prompt: Sequence[int], *, max_tokens: int = 8, sampling: Sampling = GREEDY
+    ) -> Answered:
+        """Prefill on one worker, decode on the other, both told at once."""
+        seen = Answered()
+        order = self._order(name, prompt, max_tokens, sampling)
+        handed = self._order(name, prompt, max_tokens, sampling, self.origin)
+
+        async def read_first() -> int:
+            first = -1
+            async for event in self.prefill.Prefill(prefill_to_proto(order), timeout=TIMEOUT_S):
+                if event.HasField("started"):
+                    seen.prefill_cached = event.started.cached_tokens
+                else:
+                    first = event.first_token.token_id
+            return first
+
+        reading = asyncio.create_task(read_first())
+        try:
+            await self._decode(decode_to_proto(handed), seen, offset=1)
+        finally:
+            seen.tokens.insert(0, await reading)
+        return seen
+
+    async def local(
+        self, name: str, prompt: Sequence[int], *, max_tokens: int = 8, sampling: Sampling = GREEDY
+    ) -> Answered:
+        """Prefill and decode on the decode worker."""
+        seen = Answered()
+        order = self._order(name, prompt, max_tokens, sampling)
+        await self._decode(decode_to_proto(order), seen, offset=0)
+        return seen
+
+    async def _decode(self, request: pb.DecodeRequest, seen: Answered, offset: int) -> None:
+        async for event in self.decode.Decode(request, timeout=TIMEOUT_S):
+            match event.WhichOneof("event"):
+                case "started":
+                    seen.decode_cached = event.started.cached_tokens
+                case "tokens":
+                    assert event.tokens.offset == offset + len(seen.tokens)
+                    seen.tokens += event.tokens.token_ids
+                case "handoff":
+                    seen.report = event.handoff
+                case _:
+                    seen.finish_reason = event.finished.finish_reason
+
+    def _order(
+        self, name: str, prompt: Sequence[int], max_tokens: int, sampling: Sampling, origin: PrefillOrigin | None = None
+    ) -> WorkOrder:
+        order = make_order(name, prompt, max_tokens=max_tokens, sampling=sampling, origin=origin)
+        return replace(order, root_hash=self.root)

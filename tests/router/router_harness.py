@@ -1,0 +1,175 @@
+"""A router over fake workers: real gRPC on both sides, no directory and no model."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import tokenizers
+from tokenizers import models, pre_tokenizers
+
+from block_directory.index import PrefixIndex
+from cluster_core.identity import Role
+from cluster_rpc.errors import from_rpc_error
+from cluster_rpc.limits import PUBLIC
+from cluster_rpc.server import CLUSTER, GENERATION, RpcServer
+from cluster_rpc.v1 import cluster_pb2_grpc, generation_pb2, generation_pb2_grpc
+from router.cluster_service import ClusterService, Overview, PoolController
+from router.generation_service import GenerationService, Serving
+from router.membership import Expected
+from router.prompt import RequestPreparer
+from router.settings import RouterSettings
+from router.text_stream import TextStream
+from router.tokenizer import Tokenizer
+from router.wiring import Core, build_core
+from tests.router.fake_workers import LAYOUT, MODEL, VOCABULARY, FakeWorker
+
+PATIENCE_S = 10.0
+STOP_ID = 9
+
+SETTINGS = RouterSettings(port=0, watch_period_s=0.05, watch_silence_periods=100, worker_wait_s=5.0, placement="split")
+
+
+@dataclass
+class Answer:
+    """What a client got."""
+
+    token_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    complete: generation_pb2.GenerateComplete | None = None
+    chunks: int = 0
+
+
+@dataclass
+class RouterHarness:
+    """The router's parts, a client's stubs, and the workers that were added."""
+
+    core: Core
+    service: GenerationService
+    generation: Any
+    cluster: Any
+    workers: list[FakeWorker] = field(default_factory=list)
+    gone: list[FakeWorker] = field(default_factory=list)
+    degraded: bool = False
+
+    async def add(self, worker_id: str, **fields: Any) -> FakeWorker:
+        """Start a worker named like its role and register it; wait until it is ready."""
+        role = Role.PREFILL if worker_id.startswith("prefill") else Role.DECODE
+        worker = FakeWorker(worker_id=worker_id, role=role, **fields)
+        await worker.start()
+        self.workers.append(worker)
+        self.register()
+        await self.until(lambda: (found := self.core.membership.find(worker.record.worker_id)) and found.alive)  # type: ignore[union-attr]
+        return worker
+
+    def register(self) -> None:
+        """Tell the router of the workers, as the directory would."""
+        self.core.membership.on_workers([worker.record for worker in self.workers if worker.record])
+
+    async def until(self, holds: Callable[[], object]) -> None:
+        """Wait until a condition holds."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not holds():  # noqa: ASYNC110  # what is waited for has no event
+                await asyncio.sleep(0.001)
+
+    def call(self, prompt: Sequence[int], max_tokens: int, **fields: Any) -> Any:
+        """Start a request; ``fields`` are of the request, or of its sampling where they are not."""
+        sampling = {key: fields.pop(key) for key in list(fields) if key in {"stop", "stop_token_ids"}}
+        timeout = fields.pop("timeout", PATIENCE_S)
+        request = generation_pb2.GenerateRequest(
+            tokenized=generation_pb2.TokenizedInput(input_ids=prompt),
+            sampling_params=generation_pb2.SamplingParams(temperature=0.0, max_tokens=max_tokens, **sampling),
+            **fields,
+        )
+        return self.generation.Generate(request, timeout=timeout)
+
+    async def generate(self, prompt: Sequence[int], max_tokens: int, **fields: Any) -> Answer:
+        """Run a request to its end. Raises the `BatonError` it ended with."""
+        return await collect(self.call(prompt, max_tokens, **fields))
+
+    async def until_nothing_is_left(self) -> None:
+        """Wait until no request leaves a trace: no call on a worker, no entry, no place, no leg."""
+        core = self.core
+        await self.until(lambda: not any(worker.live_calls for worker in [*self.workers, *self.gone]))
+        await self.until(lambda: not (len(core.live) or core.admission.live or core.admission.queued))
+        await self.until(lambda: not [task for task in asyncio.all_tasks() if task.get_name().endswith(" leg")])
+        assert len(core.ledger) == 0
+
+
+async def collect(call: Any) -> Answer:
+    """Read a call to its end, checking that indices have no gap and that nothing follows the terminal message."""
+    got = Answer()
+    try:
+        async for response in call:
+            assert got.complete is None, "a message after the terminal one"
+            if response.HasField("complete"):
+                got.complete = response.complete
+                got.text += response.complete.text
+            else:
+                assert response.chunk.token_index == len(got.token_ids)
+                got.token_ids += response.chunk.token_ids
+                got.text += response.chunk.text
+                got.chunks += 1
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error) from error
+    return got
+
+
+def word_tokenizer() -> Tokenizer:
+    """Return a tokenizer whose token i is the word ``w<i>``."""
+    words = {f"w{number}": number for number in range(VOCABULARY)}
+    backend = tokenizers.Tokenizer(models.WordLevel(words, unk_token="w0"))  # noqa: S106  # a word, no password
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return Tokenizer(backend)
+
+
+@asynccontextmanager
+async def running_router(
+    settings: RouterSettings = SETTINGS, pools: PoolController | None = None
+) -> AsyncIterator[RouterHarness]:
+    """Run a router without workers; close everything, and check that nothing is left."""
+    core = build_core(settings, Expected(model=MODEL, layout=LAYOUT), PrefixIndex())
+    tokenizer = word_tokenizer()
+    preparer = RequestPreparer(tokenizer=tokenizer, model=MODEL, served_name="toy", eos_token_ids=frozenset({STOP_ID}))
+    service = GenerationService(
+        Serving(
+            preparer=preparer,
+            open_text=lambda options: TextStream(tokenizer, options),
+            admission=core.admission,
+            live=core.live,
+            flow=core.flow,
+        )
+    )
+    server = RpcServer(PUBLIC)
+    server.add(GENERATION, service)
+    harness: list[RouterHarness] = []
+    overview = Overview(
+        membership=core.membership,
+        admission=core.admission,
+        history=core.flow.history,
+        served_name="toy",
+        directory_url="redis://somewhere",
+        degraded=lambda: harness[0].degraded,
+        pools=pools,
+    )
+    server.add(CLUSTER, ClusterService(overview))
+    address = await server.start("127.0.0.1", 0)
+    async with grpc.aio.insecure_channel(address) as channel:
+        running = RouterHarness(
+            core=core,
+            service=service,
+            generation=generation_pb2_grpc.GenerationServiceStub(channel),  # type: ignore[no-untyped-call]  # generated
+            cluster=cluster_pb2_grpc.ClusterServiceStub(channel),  # type: ignore[no-untyped-call]  # generated
+        )
+        harness.append(running)
+        try:
+            yield running
+            await running.until_nothing_is_left()
+        finally:
+            await server.close()
+            await core.membership.close()
+            await core.channels.close()
+            for worker in running.workers:
+                await worker.crash()

@@ -1,0 +1,260 @@
+"""Legs that fail: the client gets the undisturbed answer, each token once."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from cluster_core.errors import (
+    BatonError,
+    DuplicateRequest,
+    ExportGone,
+    InvalidField,
+    LegFailed,
+    NoWorker,
+    Overloaded,
+    TransferFailed,
+    WorkerLost,
+)
+from cluster_core.identity import WorkerId
+from cluster_rpc.v1 import cluster_pb2
+from tests.router.fake_workers import FakeWorker, answer
+from tests.router.router_harness import RouterHarness, running_router
+
+PROMPT = [1, 2, 3, 4, 5]
+TOKENS = 12
+
+
+def once_at(place: int, act: Callable[[], Awaitable[object]]) -> Callable[[int], Awaitable[None]]:
+    """Return a hook that acts the first time it is called with ``place``."""
+    done = False
+
+    async def hook(at: int) -> None:
+        nonlocal done
+        if at == place and not done:
+            done = True
+            await act()
+
+    return hook
+
+
+def raising(error: BatonError) -> Callable[[], Awaitable[None]]:
+    async def act() -> None:
+        raise error
+
+    return act
+
+
+def crashing(worker: FakeWorker) -> Callable[[], Awaitable[None]]:
+    """Return an act that kills the worker from outside, as a signal would, and never returns."""
+
+    async def act() -> None:
+        killer = asyncio.get_running_loop().create_task(worker.crash(), name="killer")
+        await asyncio.wait((killer,))
+        await asyncio.Event().wait()
+
+    return act
+
+
+async def outcomes(router: RouterHarness, request_id: str) -> list[str]:
+    response = await router.cluster.GetPlacement(cluster_pb2.GetPlacementRequest(request_id=request_id))
+    assert [attempt.attempt for attempt in response.attempts] == list(range(1, len(response.attempts) + 1))
+    return [attempt.outcome.partition(":")[0] for attempt in response.attempts]
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+async def test_a_prefill_worker_that_dies_before_the_first_token_is_replaced(stage: int) -> None:
+    async with running_router() as router:
+        decode = await router.add("decode-0")
+        prefills = [await router.add("prefill-0"), await router.add("prefill-1")]
+        prefills[1].on_prefill = prefills[0].on_prefill = _first_of(prefills, stage)
+
+        async def blocks_never_come(_: int) -> None:
+            if decode.orders[-1].attempt == 1:
+                await asyncio.Event().wait()
+
+        decode.on_token = blocks_never_come
+        got = await router.generate(PROMPT, TOKENS, request_id="r")
+        assert got.token_ids == answer(PROMPT, TOKENS)
+        assert await outcomes(router, "r") == ["WorkerLost", "finished"]
+        await router.until_nothing_is_left()
+        assert [order.attempt for order in decode.orders][-1] == 2
+        assert decode.cancelled == len(decode.orders) - 1
+
+
+def _first_of(workers: list[FakeWorker], stage: int) -> Callable[[int], Awaitable[None]]:
+    """Return a hook that crashes whichever of the workers is called first."""
+    crashed: list[FakeWorker] = []
+
+    async def hook(at: int) -> None:
+        if at != stage or crashed:
+            return
+        worker = next(worker for worker in workers if worker.live_calls)
+        crashed.append(worker)
+        await crashing(worker)()
+
+    return hook
+
+
+@pytest.mark.parametrize("place", [1, 2, 11])
+async def test_a_decode_worker_that_dies_in_mid_answer_is_replaced(place: int) -> None:
+    async with running_router() as router:
+        await router.add("prefill-0")
+        decodes = [await router.add("decode-0"), await router.add("decode-1")]
+        decodes[0].on_token = decodes[1].on_token = _first_of(decodes, place)
+        got = await router.generate(PROMPT, TOKENS, request_id="r")
+        assert got.token_ids == answer(PROMPT, TOKENS)
+        assert got.text.split() == [f"w{token}" for token in got.token_ids]
+        assert await outcomes(router, "r") == ["WorkerLost", "finished"]
+        resumed = next(order for worker in decodes for order in worker.orders if order.attempt == 2)
+        kept = len(resumed.prompt_token_ids) - len(PROMPT)
+        assert list(resumed.prompt_token_ids) == [*PROMPT, *got.token_ids[:kept]]
+        assert resumed.sampling.max_tokens == TOKENS - kept
+        assert kept >= 1
+
+
+@pytest.mark.parametrize("place", [0, 1, 5])
+async def test_a_local_answer_is_resumed_elsewhere(place: int) -> None:
+    async with running_router() as router:
+        decodes = [await router.add("decode-0"), await router.add("decode-1")]
+        decodes[0].on_token = decodes[1].on_token = _first_of(decodes, place)
+        got = await router.generate(PROMPT, TOKENS)
+        assert got.token_ids == answer(PROMPT, TOKENS)
+
+
+async def test_a_worker_that_dies_after_the_last_token_has_not_failed() -> None:
+    async with running_router() as router:
+        decode = await router.add("decode-0")
+        decode.before_finish = once_at(0, crashing(decode))
+        got = await router.generate(PROMPT, TOKENS, request_id="r")
+        assert got.token_ids == answer(PROMPT, TOKENS)
+        assert await outcomes(router, "r") == ["finished"]
+
+
+@pytest.mark.parametrize("error", [ExportGone("gone"), TransferFailed("broken"), WorkerLost("prefill-0 is lost")])
+async def test_a_failed_hand_over_blames_the_prefill_worker(error: BatonError) -> None:
+    async with running_router() as router:
+        decode = await router.add("decode-0")
+        prefill = await router.add("prefill-0")
+        decode.on_token = once_at(1, raising(error))
+        got = await router.generate(PROMPT, TOKENS, request_id="r")
+        assert got.token_ids == answer(PROMPT, TOKENS)
+        assert await outcomes(router, "r") == [type(error).__name__, "finished"]
+        assert [order.attempt for order in prefill.orders] == [1]
+        assert [order.HasField("source") for order in decode.orders] == [True, False]
+        assert router.core.membership.find(WorkerId("decode-0")).state == "ready"  # type: ignore[union-attr]
+
+
+async def test_a_failed_worker_is_tried_again_when_nobody_else_is_there() -> None:
+    async with running_router() as router:
+        decode = await router.add("decode-0")
+        decode.on_token = once_at(3, raising(LegFailed("a step failed")))
+        got = await router.generate(PROMPT, TOKENS, request_id="r")
+        assert got.token_ids == answer(PROMPT, TOKENS)
+        assert [order.attempt for order in decode.orders] == [1, 2]
+
+
+async def test_attempts_are_bounded() -> None:
+    async with running_router() as router:
+        decode = await router.add("decode-0")
+
+        async def fails(_: int) -> None:
+            message = "a step failed"
+            raise LegFailed(message)
+
+        decode.on_token = fails
+        with pytest.raises(NoWorker, match="3 attempts failed, the last one because a step failed"):
+            await router.generate(PROMPT, TOKENS)
+        assert len(decode.orders) == 3
+
+
+async def test_a_full_worker_passes_the_request_on() -> None:
+    async with running_router() as router:
+        decodes = [await router.add("decode-0"), await router.add("decode-1")]
+        refused: list[int] = []
+
+        async def refuses_once(_: int) -> None:
+            if not refused:
+                refused.append(1)
+                message = "8 requests wait here already"
+                raise Overloaded(message, 0.5)
+
+        decodes[0].on_token = decodes[1].on_token = refuses_once
+        assert (await router.generate(PROMPT, TOKENS)).token_ids == answer(PROMPT, TOKENS)
+        assert all(len(worker.orders) == 1 for worker in decodes)
+
+
+async def test_when_all_workers_are_full_the_client_is_told_when_to_come_back() -> None:
+    async with running_router() as router:
+        decode = await router.add("decode-0")
+
+        async def refuses(_: int) -> None:
+            message = "8 requests wait here already"
+            raise Overloaded(message, 0.5)
+
+        decode.on_token = refuses
+        with pytest.raises(Overloaded) as refused:
+            await router.generate(PROMPT, TOKENS)
+        assert refused.value.retry_after_s == 0.5
+        assert len(decode.orders) == 1
+
+
+async def test_a_worker_that_has_just_begun_to_drain_is_replaced_by_the_next_to_come() -> None:
+    async with running_router() as router:
+        decode = await router.add("decode-0")
+        decode.on_token = raise_always(NoWorker("this worker is draining", 0.5))
+        waiting = asyncio.create_task(router.generate(PROMPT, TOKENS))
+        await router.until(lambda: decode.orders and not decode.live_calls)
+        await router.add("decode-1")
+        assert (await waiting).token_ids == answer(PROMPT, TOKENS)
+        assert len(decode.orders) == 1
+
+
+def raise_always(error: BatonError) -> Callable[[int], Awaitable[None]]:
+    async def hook(_: int) -> None:
+        raise error
+
+    return hook
+
+
+async def test_what_a_worker_says_of_the_request_goes_to_the_client() -> None:
+    async with running_router() as router:
+        decode = await router.add("decode-0")
+        decode.on_token = once_at(0, raising(InvalidField("prompt_token_ids", "no good")))
+        with pytest.raises(InvalidField, match="no good"):
+            await router.generate(PROMPT, TOKENS)
+
+
+async def test_an_earlier_request_of_the_same_id_on_a_worker_is_outlived() -> None:
+    async with running_router() as router:
+        decode = await router.add("decode-0")
+        decode.on_token = once_at(0, raising(DuplicateRequest("request_id", "attempt 1 of r is live here")))
+        assert (await router.generate(PROMPT, TOKENS)).token_ids == answer(PROMPT, TOKENS)
+
+
+async def test_a_request_waits_for_a_worker_that_is_being_restarted() -> None:
+    async with running_router() as router:
+        old = await router.add("decode-0")
+        old.on_token = once_at(4, crashing(old))
+        running = asyncio.create_task(router.generate(PROMPT, TOKENS, request_id="r"))
+        await router.until(lambda: router.core.membership.find(WorkerId("decode-0")).state == "lost")  # type: ignore[union-attr]
+        router.workers.remove(old)
+        await router.add("decode-0")
+        assert (await running).token_ids == answer(PROMPT, TOKENS)
+        assert await outcomes(router, "r") == ["WorkerLost", "finished"]
+
+
+async def test_a_leg_that_skips_tokens_is_not_believed() -> None:
+    async with running_router() as router:
+        decode = await router.add("decode-0")
+        skipped: list[int] = []
+
+        async def skip(offset: int) -> None:
+            if offset == 3 and not skipped:
+                skipped.append(offset)
+                decode.skip_tokens = 1
+
+        decode.on_token = skip
+        got = await router.generate(PROMPT, TOKENS, request_id="r")
+        assert got.token_ids == answer(PROMPT, TOKENS)
+        assert await outcomes(router, "r") == ["LegFailed", "finished"]
