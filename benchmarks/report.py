@@ -12,10 +12,11 @@ import os
 import platform
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 progress = Console(stderr=True)
@@ -47,13 +48,18 @@ def lower_is_better(case: str, value: float, unit: str, against: str, against_va
     return Row(case=case, value=value, unit=unit, against=against, against_value=against_value, ratio=ratio)
 
 
-def interleaved(rounds: int, measurements: Sequence[Callable[[], float]]) -> list[float]:
-    """Run each measurement once a round, in turn, and return their medians: a drifting machine drifts for all."""
+def turns(what: str, rounds: int, measurements: int) -> Iterator[int]:
+    """Yield which measurement is next: each once a round, every other round backwards, so that drift hits all alike."""
+    there = range(measurements)
+    order = [position for number in range(rounds) for position in (there if number % 2 == 0 else reversed(there))]
+    yield from track(order, description=what, console=progress)
+
+
+def interleaved(what: str, rounds: int, measurements: Sequence[Callable[[], float]]) -> list[float]:
+    """Run the measurements in `turns` and return their medians."""
     results: list[list[float]] = [[] for _ in measurements]
-    for round_number in range(rounds):
-        order = range(len(measurements)) if round_number % 2 == 0 else reversed(range(len(measurements)))
-        for position in order:
-            results[position].append(measurements[position]())
+    for position in turns(what, rounds, len(measurements)):
+        results[position].append(measurements[position]())
     return [statistics.median(values) for values in results]
 
 

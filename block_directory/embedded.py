@@ -68,7 +68,7 @@ class EmbeddedServer:
         self._folder = Path(tempfile.mkdtemp(prefix="baton-directory-"))
         try:
             if self._settings.listen_host:
-                self._start_on_port(binary, self._settings.listen_host)
+                self._start_on_port(binary, _reachable_host(self._settings.listen_host))
             else:
                 self._start_on_socket(binary)
         except BaseException:
@@ -230,6 +230,18 @@ class _Server:
         process.stdin.write(configuration.encode())
         process.stdin.close()
         return process
+
+
+def _reachable_host(host: str) -> str:
+    """Return ``host``, or for ``auto`` the address by which other machines reach this one."""
+    if host != "auto":
+        return host
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # a datagram socket only looks its route up; nothing is sent
+        except OSError:
+            return "127.0.0.1"
+        return str(probe.getsockname()[0])
 
 
 def _is_free(host: str, port: int) -> bool:

@@ -110,6 +110,7 @@ class Follower:
             self.degraded = False
         page = await self._directory.tail(self._cursor, self._wait_s())
         await self._take_in(page)
+        await asyncio.sleep(0)
 
     def _wait_s(self) -> float:
         now = asyncio.get_running_loop().time()

@@ -125,7 +125,7 @@ class MemoryDirectory:
             if cursor.epoch != self._epoch:
                 return LogPage(entries=(), cursor=self._cursor(0), lost=True, at_end=False)
         found = [(position, entry) for position, entry in self._log if position > after][:_PAGE_ENTRIES]
-        last = found[-1][0] if found else after
+        last = found[-1][0] if found else self._position
         entries = tuple(entry for _, entry in found)
         return LogPage(entries=entries, cursor=self._cursor(last), at_end=len(found) < _PAGE_ENTRIES)
 

@@ -16,7 +16,8 @@ class DirectorySettings:
     cluster: str = "baton"
     """Part of every key: clusters of different names share one server without seeing one another."""
     listen_host: str = ""
-    """Address of this machine that the embedded server listens on; empty: a private Unix socket."""
+    """Address of this machine that the embedded server listens on, ``auto`` for the one by which others reach it;
+    empty: a private Unix socket."""
     lease_s: float = 5.0
     """A worker that has not renewed its registration for so long is no longer listed."""
     call_timeout_s: float = 0.5
@@ -33,7 +34,7 @@ class DirectorySettings:
     event_log_entries: int = 65_536
     """About so many events are kept for followers; who falls further behind takes a snapshot."""
     index_max_blocks: int = 4_000_000
-    """The most (worker, block) pairs that a router remembers, about 100 bytes each."""
+    """The most (worker, block) pairs that a router remembers, about 160 bytes each."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""

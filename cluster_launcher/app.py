@@ -9,7 +9,6 @@ import typer
 
 from cluster_core.errors import SettingsError
 from cluster_launcher.output import Output
-from cluster_launcher.reach import Target
 from cluster_launcher.surroundings import Surroundings
 
 app = typer.Typer(
@@ -145,5 +144,6 @@ def bench(context: typer.Context, what: Benchmark, as_json: Json = False) -> Non
 
 
 def _find(context: typer.Context, address: str, name: str) -> str:
+    """Return the router's address: the given one, or that of the cluster which runs on this machine."""
     surroundings: Surroundings = context.obj
-    return Target(address=address, name=name).find(surroundings.state_files)
+    return address or surroundings.state_files.find(name).address

@@ -13,15 +13,16 @@ BENCHMARKS = ("kv", "engine", "serve", "route")
 
 def run_benchmark(name: str, options: Sequence[str]) -> int:
     """Run ``benchmarks/<name>.py`` on this terminal and return its exit code. Raises `PartUnavailable`."""
-    script = checkout_folder("baton bench") / "benchmarks" / f"{name}.py"
+    checkout = checkout_folder("baton bench")
+    script = checkout / "benchmarks" / f"{name}.py"
     if not script.is_file():
         message = f"benchmarks: {script} is not there; update the checkout"
         raise PartUnavailable(message)
-    return _run(script, options)
+    return _run(checkout, [sys.executable, "-m", f"benchmarks.{name}", *options])
 
 
-def _run(script: Path, options: Sequence[str]) -> int:
-    process = subprocess.Popen([sys.executable, str(script), *options], cwd=script.parent.parent)  # noqa: S603 - ours
+def _run(checkout: Path, command: Sequence[str]) -> int:
+    process = subprocess.Popen(command, cwd=checkout)  # noqa: S603 - ours
     try:
         return process.wait()
     except KeyboardInterrupt:

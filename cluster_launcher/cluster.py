@@ -46,7 +46,7 @@ class Cluster:
         self._configuration = configuration
         self._progress = progress
         self._on_ray_started = on_ray_started
-        self._verbose = verbose
+        self._ray_cluster = RayCluster(configuration.cluster, verbose=verbose)
         self._parts = AsyncExitStack()
         self._watching: list[asyncio.Task[None]] = []
 
@@ -61,6 +61,7 @@ class Cluster:
             await self._parts.aclose()
             for straggler in await wait_until_gone(processes):
                 tell(f"had to kill pid {straggler.pid}")
+            self._ray_cluster.remove_folders()
 
     async def start(self) -> Ready:
         """Start every part. Raises an `OperatorError` that names the part and the cure.
@@ -104,7 +105,7 @@ class Cluster:
 
     async def _start_workers(self, directory_url: str) -> tuple[str, RayPools]:
         configuration = self._configuration
-        ray_cluster = RayCluster(configuration.cluster, verbose=self._verbose)
+        ray_cluster = self._ray_cluster
         self._parts.push_async_callback(ray_cluster.close)
         with self._progress.part("Ray") as tell:
             ray_address = await ray_cluster.start()

@@ -81,7 +81,7 @@ async def _play(address: str, configuration: Configuration, output: Output) -> t
             )
             reports.append(report)
             output.text("\n\n")
-            for line in render_report(report, configuration.engine.block_size_tokens):
+            for line in render_report(report, output.console.width, configuration.engine.block_size_tokens):
                 output.console.print(line)
             output.console.print()
     return scenes, reports

@@ -34,7 +34,7 @@ async def _generate(
             del facts["attempts"]
         output.facts(facts)
         if explain:
-            for line in render_report(report):
+            for line in render_report(report, output.console.width):
                 output.console.print(line)
     await asyncio.sleep(0)
     return ExitCode.OK

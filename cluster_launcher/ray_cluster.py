@@ -38,6 +38,7 @@ class RayCluster:
         self._verbose = verbose
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ray")
         self._folder: Path | None = None
+        self._folders: list[Path] = []
         self._ray: ModuleType | None = None
 
     @property
@@ -68,13 +69,11 @@ class RayCluster:
             ray, self._ray = self._ray, None
             await asyncio.get_running_loop().run_in_executor(self._thread, ray.shutdown)
         self._thread.shutdown(wait=False)
-        self.remove_folder()
 
-    def remove_folder(self) -> None:
-        """Remove a private Ray's files."""
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
+    def remove_folders(self) -> None:
+        """Remove a private Ray's files, once its last process has written its last line."""
+        while self._folders:
+            shutil.rmtree(self._folders.pop(), ignore_errors=True)
 
     def _connect(self) -> str:
         import ray  # noqa: PLC0415 - two seconds that `baton --help` should not take
@@ -91,7 +90,6 @@ class RayCluster:
                 break
             except Exception as error:  # Ray raises many kinds here, all of them meaning the same to the user
                 ray.shutdown()
-                self.remove_folder()
                 if last or _TOO_SLOW not in str(error):
                     raise PartUnavailable(self._why(error)) from error
         self._ray = ray
@@ -99,9 +97,11 @@ class RayCluster:
 
     def _private_options(self) -> dict[str, Any]:
         parent = tempfile.gettempdir()
-        if len(parent) > _LONGEST_SOCKET_FOLDER - len("/baton-12345678"):
+        if len(parent) > _LONGEST_SOCKET_FOLDER - len("/baton-12345678/ray"):
             parent = "/tmp"  # noqa: S108 - mkdtemp below makes the folder private
+        # Ray opens its folder to everybody; the one around it, which mkdtemp makes, lets nobody else in.
         self._folder = Path(tempfile.mkdtemp(prefix="baton-", dir=parent))
+        self._folders.append(self._folder)
         cpus = max(1.0, self._settings.cpus_per_worker) * 2 * PRIVATE_RAY_WORKERS
         options: dict[str, Any] = {
             "address": "local",
@@ -109,7 +109,7 @@ class RayCluster:
             "resources": dict.fromkeys(ROLE_RESOURCES.values(), PRIVATE_RAY_WORKERS),
             "include_dashboard": False,
             "object_store_memory": _OBJECT_STORE_BYTES,
-            "_temp_dir": str(self._folder),
+            "_temp_dir": str(self._folder / "ray"),
             # One process a declared CPU would be started beforehand, and nearly all CPUs here are declared, not there.
             "_system_config": {"prestart_worker_first_driver": False},
         }
@@ -138,7 +138,7 @@ class RayCluster:
         """Return the last line that the worker process ``pid`` of a private Ray wrote to standard error."""
         if self._folder is None:
             return ""
-        for log in self._folder.glob(f"session_latest/logs/worker-*-{pid}.err"):
+        for log in self._folder.glob(f"ray/session_latest/logs/worker-*-{pid}.err"):
             lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
             said = [line for line in lines if line and not line.startswith(":")]
             if said:

@@ -2,25 +2,11 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
 from cluster_core.errors import DeadlineExceeded, PartUnavailable
 from cluster_launcher.exit_codes import ClusterUnreachable
-from cluster_launcher.state_file import StateFiles
 from cluster_rpc.answers import ClusterView
 from cluster_rpc.client import BatonClient
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """Which cluster is meant: an address, or the name of one that runs on this machine (empty: the only one)."""
-
-    address: str
-    name: str
-
-    def find(self, files: StateFiles) -> str:
-        """Return the router's address. Raises `ClusterUnreachable`."""
-        return self.address or files.find(self.name).address
 
 
 @asynccontextmanager

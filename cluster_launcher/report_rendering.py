@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 from rich.console import RenderableType
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from cluster_launcher.request_report import RequestReport, gigabytes_per_s, where
@@ -13,10 +12,17 @@ from cluster_rpc.answers import AttemptView, Candidate
 
 _SHOWN_CANDIDATES = 4
 _INDENT = 2
+_NAME_WIDTH = 8
+_DURATIONS_WIDTH = 24
+_LEAST_AXIS = 16
+_WIDEST = 120
 
 
-def render_report(report: RequestReport, block_size_tokens: int = 0) -> Iterator[RenderableType]:
-    """Yield the report's lines. ``block_size_tokens`` of 0 leaves out how many blocks the cached tokens make."""
+def render_report(report: RequestReport, width: int, block_size_tokens: int = 0) -> Iterator[RenderableType]:
+    """Yield the report's lines for a terminal of ``width`` characters.
+
+    ``block_size_tokens`` of 0 leaves out how many blocks the cached tokens make.
+    """
     for attempt in report.attempts:
         yield from _render_attempt(attempt)
     yield _line("cache", _cached(report, block_size_tokens))
@@ -38,7 +44,9 @@ def render_report(report: RequestReport, block_size_tokens: int = 0) -> Iterator
         f"{report.completion.completion_tokens} tokens in {duration(timings.total_s)}",
     )
     spans = report.attempts[-1].spans if report.attempts else ()
-    for line in draw_timeline([TimelineSpan(name=span.name, start_s=span.start_s, end_s=span.end_s) for span in spans]):
+    stages = [TimelineSpan(name=span.name, start_s=span.start_s, end_s=span.end_s) for span in spans]
+    axis = max(_LEAST_AXIS, min(width, _WIDEST) - _INDENT - _NAME_WIDTH - _DURATIONS_WIDTH)
+    for line in draw_timeline(stages, axis, _NAME_WIDTH):
         yield Padding(line, (0, 0, 0, _INDENT))
 
 
@@ -47,7 +55,9 @@ def _render_attempt(attempt: AttemptView) -> Iterator[RenderableType]:
     ending = "" if attempt.outcome in {"finished", "running"} else f"; it ended with: {attempt.outcome}"
     yield _line("placed", f"{prefix}{where(attempt.chosen)}, {_why(attempt)}{ending}")
     if len(attempt.candidates) > 1:
-        yield Padding(_candidates_table(attempt), (0, 0, 0, _INDENT * 2))
+        for candidate in attempt.candidates[:_SHOWN_CANDIDATES]:
+            line = _candidate_line(candidate, chosen=_key(candidate) == _key(attempt.chosen))
+            yield Padding(line, (0, 0, 0, _INDENT + _NAME_WIDTH + 1))
 
 
 def _why(attempt: AttemptView) -> str:
@@ -63,21 +73,14 @@ def _why(attempt: AttemptView) -> str:
     return f"{predicted}, {duration(gain_s)} before {where(nearest)}"
 
 
-def _candidates_table(attempt: AttemptView) -> Table:
-    names = list(dict.fromkeys(name for candidate in attempt.candidates for name, _ in candidate.terms))
-    table = Table(box=None, pad_edge=False, header_style="dim", show_edge=False)
-    table.add_column("candidate")
-    table.add_column("predicted", justify="right")
-    for name in names:
-        table.add_column(name, justify="right")
-    table.add_column("cached tokens", justify="right")
-    for candidate in attempt.candidates[:_SHOWN_CANDIDATES]:
-        terms = dict(candidate.terms)
-        cached = f"{candidate.prefill_cached_tokens} / {candidate.decode_cached_tokens}"
-        style = "bold" if _key(candidate) == _key(attempt.chosen) else "dim"
-        cells = [duration(terms[name]) if name in terms else "-" for name in names]
-        table.add_row(where(candidate), duration(candidate.total_s), *cells, cached, style=style)
-    return table
+def _candidate_line(candidate: Candidate, *, chosen: bool) -> Text:
+    """Draw ``prefill-0 → decode-1  23.0 ms = prefill 20.0 ms + transfer 3.00 ms, 112 / 0 tokens cached``."""
+    terms = " + ".join(f"{name} {duration(seconds)}" for name, seconds in candidate.terms if seconds > 0)
+    cached = f"{candidate.prefill_cached_tokens} / {candidate.decode_cached_tokens} tokens cached"
+    if candidate.prefill_worker is None:
+        cached = f"{candidate.decode_cached_tokens} tokens cached"
+    text = f"{where(candidate):<24} {duration(candidate.total_s):>7} = {terms or 'nothing to do'}; {cached}"
+    return Text(text, style="" if chosen else "dim")
 
 
 def _key(candidate: Candidate) -> tuple[object, object]:
@@ -100,4 +103,4 @@ def _bytes(count: int) -> str:
 
 
 def _line(name: str, text: str) -> RenderableType:
-    return Padding(Text.assemble((f"{name:<8} ", "dim"), text), (0, 0, 0, _INDENT))
+    return Padding(Text.assemble((f"{name:<{_NAME_WIDTH}} ", "dim"), text), (0, 0, 0, _INDENT))

@@ -19,17 +19,17 @@ class TimelineSpan:
     end_s: float
 
 
-def draw_timeline(spans: Sequence[TimelineSpan], width: int = 60) -> list[Text]:
+def draw_timeline(spans: Sequence[TimelineSpan], width: int = 60, name_width: int = 0) -> list[Text]:
     """Return one line a span: name, bar at its place, start and duration. No spans, no lines.
 
-    ``width`` is the number of characters of the axis. Bars are drawn in eighths of a character, never shorter than one
+    ``width`` is the number of characters of the axis, ``name_width`` the least of a name. Bars are drawn in eighths of a character, never shorter than one
     eighth, so that a stage of microseconds can still be seen.
     """
     if not spans:
         return []
     end_s = max(span.end_s for span in spans)
     scale = width * 8 / end_s if end_s > 0 else 0.0
-    name_width = max(len(span.name) for span in spans)
+    name_width = max(name_width, *(len(span.name) for span in spans))
     lines = []
     for span in spans:
         start = min(int(span.start_s * scale), width * 8 - 1)
@@ -45,6 +45,8 @@ def draw_timeline(spans: Sequence[TimelineSpan], width: int = 60) -> list[Text]:
 
 def duration(seconds: float) -> str:
     """Return a duration at three significant digits with its unit: ``1.25 s``, ``87.4 ms``, ``340 µs``."""
+    if seconds == 0:
+        return "0 s"
     for unit, factor in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
         value = seconds * factor
         if value >= 0.9995 or unit == "µs":

@@ -15,6 +15,7 @@ class Stage(Enum):
 
         WAITING --> IMPORTING --> RUNNING --> ENDED        with an origin
         WAITING ----------------> RUNNING --> ENDED        read here
+        IMPORTING --> WAITING                              called back: read here from then on
                      RUNNING --> WAITING                   preempted: read here from then on
         every stage -------------------------> ENDED       cancelled or failed
     """
@@ -43,15 +44,22 @@ class Answer:
     """Since when it waits for blocks at the head of the queue."""
     paused_since_s: float | None = None
     """Since when its reader has not kept up."""
+    import_began_s: float = 0.0
+    read_here: bool = False
+    """Its import was called back: the prompt is read here, although a prefill worker reads it too."""
 
     @property
     def to_import(self) -> bool:
         """Its blocks are still to come from a prefill worker."""
-        return self.order.origin is not None and self.written == 0
+        return self.order.origin is not None and self.written == 0 and not self.read_here
 
     def write(self, token_id: int) -> FinishReason | None:
-        """Append a token that was drawn here, tell the reader, and say whether the answer is complete."""
-        self.stream.put(TokensWritten(offset=self.written, token_ids=(token_id,)))
+        """Append a token that was drawn here, tell the reader, and say whether the answer is complete.
+
+        Where there is a prefill worker, the answer's first token is for it to tell.
+        """
+        if self.written or self.order.origin is None:
+            self.stream.put(TokensWritten(offset=self.written, token_ids=(token_id,)))
         return self.take_over(token_id)
 
     def take_over(self, token_id: int) -> FinishReason | None:

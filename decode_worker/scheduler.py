@@ -7,8 +7,9 @@ block it held goes back.
 
 When blocks run out, an answer whose reader does not keep up is preempted first, then the youngest: it gives back all
 its blocks and waits at its old place, to be read again from prompt and tokens, most of it from the cache. An answer
-preempts only younger ones, so the oldest always moves. The blocks of a running import cannot be taken; an answer that
-finds no other victim sits out steps until the import has ended.
+preempts only younger ones, so the oldest always moves. Imports are called back after the younger running answers, and
+also when others have waited for blocks for long: prefill and decode workers could otherwise wait for each other, each
+full of what the other has no room for. What was called back waits again and reads its prompt here.
 """
 
 import time
@@ -141,15 +142,23 @@ class DecodeScheduler:
             elif places is None or place in places:
                 self._end(answer, LegFailed(f"the decode's engine step failed: {type(error).__name__}: {error}"))
 
-    def expire(self) -> None:
-        """End the answers that have been paused for too long. To be called now and then."""
-        now_s = self._parts.clock()
+    def sweep(self) -> None:
+        """End the answers that were paused for too long, call back an import that others wait for.
+
+        To be called now and then.
+        """
+        settings, now_s = self._parts.settings, self._parts.clock()
+        if self._waiting.blocked_since(now_s - settings.passing_s):
+            late = [
+                answer for answer in self._importing() if now_s - answer.import_began_s >= settings.import_patience_s
+            ]
+            self._call_back_youngest(late)
         for answer in list(self._live.values()):
             if not self._paused(answer):
                 continue
             assert answer.paused_since_s is not None
-            if now_s - answer.paused_since_s >= self._parts.settings.slow_reader_s:
-                message = f"the answer's reader took nothing for {self._parts.settings.slow_reader_s:g} s"
+            if now_s - answer.paused_since_s >= settings.slow_reader_s:
+                message = f"the answer's reader took nothing for {settings.slow_reader_s:g} s"
                 self._end(answer, Cancelled(message))
 
     async def close(self, error: BatonError) -> None:
@@ -212,6 +221,7 @@ class DecodeScheduler:
                 answer.stream.put(Started(queue_s=queue_s, cached_tokens=answer.sequence.computed))
             if answer.to_import:
                 answer.stage = Stage.IMPORTING
+                answer.import_began_s = self._parts.clock()
                 self._imports.start(answer)
             else:
                 self._run(answer)
@@ -246,6 +256,7 @@ class DecodeScheduler:
                 younger = [other for other in self._running if other.arrival > answer.arrival]
                 victims = paused or younger
                 if not victims:
+                    self._call_back_youngest([other for other in self._importing() if other.arrival > answer.arrival])
                     return False
                 self._preempt(victims[-1])
             else:
@@ -259,6 +270,16 @@ class DecodeScheduler:
         answer.sequence.give_back()
         answer.stage = Stage.WAITING
         self._waiting.add(answer)
+
+    def _importing(self) -> list[Answer]:
+        return [answer for answer in self._live.values() if answer.stage is Stage.IMPORTING]
+
+    def _call_back_youngest(self, imports: list[Answer]) -> None:
+        """Stop the youngest import, unless one is being stopped already; its blocks come back when it has stopped."""
+        if imports and not any(answer.read_here for answer in self._importing()):
+            youngest = max(imports, key=lambda answer: answer.arrival)
+            youngest.read_here = True
+            self._imports.cancel(youngest)
 
     def _arrived(self, answer: Answer, imported: Imported) -> None:
         """Take an import over: called when its task is over, even if the answer has ended meanwhile."""
@@ -275,11 +296,14 @@ class DecodeScheduler:
         self._on_change()
 
     def _import_failed(self, answer: Answer, error: BatonError) -> None:
-        if answer.stage is not Stage.ENDED:
+        answer.sequence.give_back()
+        if answer.stage is Stage.IMPORTING and answer.read_here:
+            answer.stage = Stage.WAITING
+            self._waiting.add(answer)
+        elif answer.stage is Stage.IMPORTING:
             self._remove(answer)
             answer.stream.fail(error)
-        answer.sequence.give_back()
-        self._on_change()
+        self._look_again()
 
     def _finish_if(self, answer: Answer, reason: FinishReason | None) -> None:
         if reason is not None:

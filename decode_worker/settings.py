@@ -18,6 +18,8 @@ class DecodeSettings:
     max_waiting: int = 256
     passing_s: float = 1.0
     """How long smaller requests may pass a bigger one that waits for blocks."""
+    import_patience_s: float = 2.0
+    """How long an import may hold blocks that others wait for. After that the prompt is read here instead."""
     stream_tokens: int = 1024
     """Unread tokens after which an answer is paused."""
     slow_reader_s: float = 30.0
@@ -31,7 +33,7 @@ class DecodeSettings:
             if getattr(self, key) < 1:
                 message = f"{key}: must be at least 1"
                 raise ValueError(message)
-        for key in ("max_waiting", "passing_s", "slow_reader_s", "drain_s"):
+        for key in ("max_waiting", "passing_s", "import_patience_s", "slow_reader_s", "drain_s"):
             if getattr(self, key) < 0:
                 message = f"{key}: must not be negative"
                 raise ValueError(message)

@@ -34,6 +34,10 @@ class WaitingRoom:
         """Take ``answer`` out."""
         self._answers.remove(answer)
 
+    def blocked_since(self, then_s: float) -> bool:
+        """Whether somebody has waited for blocks since ``then_s`` or longer."""
+        return any(answer.blocked_since_s is not None and answer.blocked_since_s <= then_s for answer in self._answers)
+
     def admit(self, try_reserve: Callable[[Answer], bool], now_s: float) -> Answer | None:
         """Take out and return the first answer that may pass and for which ``try_reserve`` finds room."""
         blocked = 0

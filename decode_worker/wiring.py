@@ -9,6 +9,11 @@ from cluster_rpc.limits import INTERNAL
 from cluster_rpc.order_checks import Capacity
 from cluster_rpc.server import DECODE, WORKER, RpcServer
 from cluster_rpc.worker_service import WorkerStatusService
+from decode_worker.handoff_call import GrpcBlockSource
+from decode_worker.scheduler import DecodeScheduler, SchedulerParts
+from decode_worker.service import DecodeService
+from decode_worker.settings import DecodeSettings
+from decode_worker.worker import DecodeParts, DecodeWorker, ServingEngine, Site
 from inference_engine.bell import Bell
 from inference_engine.block_pool import BlockPool
 from inference_engine.engine import Engine
@@ -20,11 +25,6 @@ from inference_engine.watched_holds import WatchedHolds
 from kv_transfer.importer import Importer
 from kv_transfer.settings import TransferSettings
 from kv_transfer.transport import Transport, make_transport
-from decode_worker.handoff_call import GrpcBlockSource
-from decode_worker.scheduler import DecodeScheduler, SchedulerParts
-from decode_worker.service import DecodeService
-from decode_worker.settings import DecodeSettings
-from decode_worker.worker import DecodeParts, DecodeWorker, ServingEngine, Site
 
 
 def build_worker(document: Document, worker_id: WorkerId, directory_url: str) -> DecodeWorker:
@@ -82,6 +82,7 @@ def assemble(
         bell=bell,
         pool=pool,
         transport=transport,
+        importer=importer,
         source=source,
         channels=channels,
         scheduler=scheduler,

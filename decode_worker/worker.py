@@ -17,17 +17,18 @@ from cluster_core.workers import WorkerLoad, WorkerRecord
 from cluster_rpc.channels import ChannelPool
 from cluster_rpc.server import RpcServer
 from cluster_rpc.worker_process import reachable_host
-from inference_engine.bell import Bell
-from inference_engine.block_pool import BlockPool
-from inference_engine.engine_loop import EngineLoop, Stepping
-from kv_transfer.memory import BlockMemory
-from kv_transfer.transport import Transport
 from decode_worker.handoff_call import GrpcBlockSource
 from decode_worker.scheduler import DecodeScheduler
 from decode_worker.settings import DecodeSettings
+from inference_engine.bell import Bell
+from inference_engine.block_pool import BlockPool
+from inference_engine.engine_loop import EngineLoop, Stepping
+from kv_transfer.importer import Importer
+from kv_transfer.memory import BlockMemory
+from kv_transfer.transport import Transport
 
 SWEEP_S = 0.25
-"""How often paused answers are looked at."""
+"""How often paused answers and late imports are looked at."""
 
 DRAIN_POLL_S = 0.02
 
@@ -68,6 +69,7 @@ class DecodeParts:
     bell: Bell
     pool: BlockPool
     transport: Transport
+    importer: Importer
     source: GrpcBlockSource
     channels: ChannelPool
     scheduler: DecodeScheduler
@@ -147,10 +149,11 @@ class DecodeWorker:
         self._exit.push_async_callback(parts.transport.close)
         parts.loop.start()
         self._exit.push_async_callback(parts.loop.close)
+        self._exit.push_async_callback(parts.importer.close)
         self._exit.push_async_callback(parts.channels.close)
         self._exit.push_async_callback(parts.source.close)
         self._exit.push_async_callback(parts.scheduler.close, WorkerLost(f"{self.site.worker_id} ends"))
-        sweeper = asyncio.create_task(self._sweep(), name="paused answers")
+        sweeper = asyncio.create_task(self._sweep(), name="sweeper")
         self._exit.callback(sweeper.cancel)
         address = await parts.server.start(reachable_host(self.site.settings.host), 0)
         self._exit.push_async_callback(parts.server.close)
@@ -176,4 +179,4 @@ class DecodeWorker:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_S)
-            self.parts.scheduler.expire()
+            self.parts.scheduler.sweep()

@@ -18,6 +18,7 @@ import numpy.typing as npt
 TILE_QUERIES = 16
 TILE_KEYS = 64
 
+_LANES = 8  # numbers that are compared side by side
 _FEW_ROWS = 4  # up to here keys are not worth transposing
 _LOWEST = np.float32(-1e30)
 _LOG2_E = np.float32(1.4426950408889634)
@@ -39,7 +40,8 @@ def _exponentials(scores: Floats, highest: np.float32, power_bits: Bits, powers:
     error below 3e-7). Written so that the loop becomes vector instructions.
     """
     for index in range(TILE_KEYS):
-        exponent = max(scores[index] - highest, _UNDERFLOW) * _LOG2_E
+        distance = scores[index] - highest
+        exponent = max(distance, _UNDERFLOW) * _LOG2_E
         whole = np.int32(exponent - np.float32(0.5))
         rest = exponent - np.float32(whole)
         series = np.float32(0.00015403530393381608)
@@ -50,20 +52,43 @@ def _exponentials(scores: Floats, highest: np.float32, power_bits: Bits, powers:
         series = series * rest + np.float32(0.6931471805599453)
         series = series * rest + np.float32(1.0)
         power_bits[index] = np.uint32(whole + np.int32(127)) << np.uint32(23)
-        scores[index] = series
+        scores[index] = series + distance * np.float32(0.0)  # a score that is no number must not get lost in max()
     for index in range(TILE_KEYS):
         scores[index] *= powers[index]
 
 
 @numba.njit(cache=True, nogil=True, fastmath=_MATH)
 def _score_transposed(query: Floats, keys: Floats, scores: Floats) -> None:
-    """Set ``scores`` [TILE_KEYS] to query · keys, ``keys`` being ``[head_dim, TILE_KEYS]``; head_dim is even."""
+    """Set ``scores`` [TILE_KEYS] to query · keys, ``keys`` being ``[head_dim, TILE_KEYS]``."""
     for index in range(TILE_KEYS):
         scores[index] = np.float32(0.0)
-    for dimension in range(0, query.shape[0], 2):
-        first, second = query[dimension], query[dimension + 1]
+    fours = query.shape[0] // 4 * 4
+    for dimension in range(0, fours, 4):
+        a, b, c, d = query[dimension], query[dimension + 1], query[dimension + 2], query[dimension + 3]
         for index in range(TILE_KEYS):
-            scores[index] += first * keys[dimension, index] + second * keys[dimension + 1, index]
+            scores[index] += (
+                a * keys[dimension, index]
+                + b * keys[dimension + 1, index]
+                + c * keys[dimension + 2, index]
+                + d * keys[dimension + 3, index]
+            )
+    for dimension in range(fours, query.shape[0]):
+        for index in range(TILE_KEYS):
+            scores[index] += query[dimension] * keys[dimension, index]
+
+
+@numba.njit(cache=True, nogil=True, fastmath=_MATH)
+def _peak(scores: Floats, least: np.float32, lanes: Floats) -> np.float32:
+    """Return the maximum of ``least`` and ``scores`` [TILE_KEYS], taken in lanes to become vector instructions."""
+    for lane in range(_LANES):
+        lanes[lane] = least
+    for index in range(0, TILE_KEYS, _LANES):
+        for lane in range(_LANES):
+            lanes[lane] = max(lanes[lane], scores[index + lane])
+    peak = np.float32(lanes[0])
+    for lane in range(1, _LANES):
+        peak = max(peak, lanes[lane])
+    return peak
 
 
 @numba.njit(cache=True, nogil=True, fastmath=_MATH)
@@ -109,6 +134,7 @@ def attend_items(  # noqa: C901, PLR0912, PLR0913, PLR0915, PLR0917  # one loop 
     totals = np.empty((most_rows, head_dim), np.float32)
     scores = np.zeros(TILE_KEYS, np.float32)
     power_bits = np.zeros(TILE_KEYS, np.uint32)
+    lanes = np.zeros(_LANES, np.float32)
     powers = power_bits.view(np.float32)
     key_bits = np.zeros((TILE_KEYS, head_dim), np.uint32)
     keys = key_bits.view(np.float32)
@@ -156,13 +182,11 @@ def attend_items(  # noqa: C901, PLR0912, PLR0913, PLR0915, PLR0917  # one loop 
                         for dimension in range(head_dim):
                             score += queries[vector, dimension] * keys[index, dimension]
                         scores[index] = score
-                peak = highest[vector]
-                for index in range(low, high):
-                    peak = max(peak, scores[index])
                 for index in range(low):
-                    scores[index] = peak
+                    scores[index] = _LOWEST
                 for index in range(high, TILE_KEYS):
-                    scores[index] = peak
+                    scores[index] = _LOWEST
+                peak = _peak(scores, highest[vector], lanes)
                 _exponentials(scores, peak, power_bits, powers)
                 part = np.float32(0.0)
                 for index in range(low, high):

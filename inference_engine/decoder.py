@@ -23,12 +23,12 @@ class Decoder:
         self._config = config
         self._weights = weights
         self._storage = pool.storage
-        self._attention = attention
+        self.attention = attention
         self._rope = Rope(config.rope, config.head_dim, pool.storage.device)
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """Compute the batch, write its KV into the pool, and return the logits ``[draws, vocabulary]`` in float32."""
-        step = self._attention.prepare(batch)
+        step = self.attention.prepare(batch)
         hidden = self._weights.embedding[batch.token_ids]  # [rows, hidden]
         cosine, sine = self._rope.tables(batch.positions, hidden.dtype)
         last = len(self._weights.layers) - 1

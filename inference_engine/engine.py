@@ -80,6 +80,10 @@ class Engine:
             tokens[index] = token
         return StepResult(tokens=tuple(tokens), elapsed_s=self._clock() - started)
 
+    def close(self) -> None:
+        """End the engine's threads. The memory goes with the object."""
+        self._decoder.attention.close()
+
 
 def _open_device(name: str) -> torch.device:
     device = torch.device(name)

@@ -17,10 +17,10 @@ from kv_transfer.settings import TransferSettings
 class Peer(Protocol):
     """What one user of a transport says to and hears from one other worker. Peers of one worker are independent."""
 
-    async def send(self, buffer: Any, tag: int) -> None:
-        """Send ``buffer``; returns when the transport no longer reads it.
+    def send(self, buffer: Any, tag: int) -> Future[None]:
+        """Post a send and return at once; the future is done when the transport no longer reads ``buffer``.
 
-        Raises `WorkerLost` when the other worker is gone. Abandoning the wait does not take the message back.
+        Raises `WorkerLost`, here or by the future, when the other worker is gone. Nothing takes a message back.
         """
         ...
 

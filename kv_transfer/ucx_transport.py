@@ -107,9 +107,9 @@ class UcxPeer:
         self._group: Any = None
         self._receives: set[Future[None]] = set()
 
-    async def send(self, buffer: Any, tag: int) -> None:
-        """Return when UCX no longer reads the buffer."""
-        await asyncio.shield(self._worker.send(self._address, buffer, tag))
+    def send(self, buffer: Any, tag: int) -> Future[None]:
+        """Post a send."""
+        return self._worker.send(self._address, buffer, tag)
 
     def receive(self, buffer: Any, tag: int) -> Future[None]:
         """Post a receive."""

@@ -1,13 +1,15 @@
 """One prompt on its way through a prefill worker, and what its caller hears of it."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import Protocol
 
 from cluster_core.errors import BatonError
 from cluster_rpc.worker_messages import WorkOrder
 from inference_engine.sequence import TokenSequence
-from kv_transfer.exporter import Export
+from kv_transfer.exporter import SealedBlock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +28,22 @@ class FirstToken:
     compute_s: float
 
 
+class Offer(Protocol):
+    """The part of `kv_transfer.exporter.Export` that the scheduler calls. Nothing of it raises once it is over."""
+
+    def seal(self, blocks: Sequence[SealedBlock]) -> None:
+        """Offer blocks whose content is final, positions ascending."""
+        ...
+
+    def finish(self, first_token_id: int) -> None:
+        """Say that every block is sealed."""
+        ...
+
+    def fail(self, reason: str) -> None:
+        """Take the offer back."""
+        ...
+
+
 class Stage(Enum):
     """Where a prompt is: WAITING -> READING -> ENDED, or WAITING -> ENDED."""
 
@@ -40,7 +58,7 @@ class Prompt:
 
     order: WorkOrder
     sequence: TokenSequence
-    export: Export
+    export: Offer
     arrived_s: float
     stage: Stage = Stage.WAITING
     started_s: float = 0.0

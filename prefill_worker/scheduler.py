@@ -21,18 +21,17 @@ from inference_engine.block_pool import BlockPool, NoFreeBlocks
 from inference_engine.learned_rates import LearnedRates
 from inference_engine.sequence import FilledBlock, TokenSequence
 from inference_engine.step import SequenceSlice, StepPlan, StepResult
-from kv_transfer.exporter import Export, SealedBlock
-from kv_transfer.memory import BlockMemory
+from kv_transfer.exporter import SealedBlock
 from prefill_worker.batcher import share_budget
-from prefill_worker.prompt import FirstToken, Prompt, Stage, Started
+from prefill_worker.prompt import FirstToken, Offer, Prompt, Stage, Started
 from prefill_worker.settings import PrefillSettings
 
 
 class Exports(Protocol):
     """The part of `kv_transfer.exporter.Exporter` that the scheduler calls."""
 
-    def open(self, request_id: RequestId, attempt: Attempt) -> Export:
-        """Make the export that the importer will ask for."""
+    def open(self, request_id: RequestId, attempt: Attempt) -> Offer:
+        """Make the export that the importer will ask for. Raises `ExportGone` when it was made before."""
         ...
 
 
@@ -41,7 +40,6 @@ class SchedulerParts:
     """What the scheduler works with."""
 
     pool: BlockPool
-    memory: BlockMemory
     capacity: Capacity
     exports: Exports
     settings: PrefillSettings
@@ -67,7 +65,10 @@ class PrefillScheduler:
         return not self._live
 
     def submit(self, order: WorkOrder) -> Prompt:
-        """Queue a prompt. Raises what `check_order` raises. A live earlier attempt is ended."""
+        """Queue a prompt. A live earlier attempt is ended.
+
+        Raises what `check_order` raises, and `ExportGone` for an attempt that was read here before.
+        """
         parts = self._parts
         older = self._live.get(order.request_id)
         occupation = Occupation(
@@ -186,7 +187,6 @@ class PrefillScheduler:
         rest = length % self._parts.capacity.layout.block_size_tokens
         if rest:
             index = prompt.sequence.block_table[-1]
-            self._parts.memory.clear_unused(index, rest)
             position = len(prompt.sequence.block_table) - 1
             prompt.export.seal([SealedBlock(position=position, index=index, hash=None, tokens=rest)])
         prompt.export.finish(token_id)

@@ -1,9 +1,10 @@
 """The gRPC side of a prefill worker: ``PrefillService`` for the router, ``HandoffService`` for decode workers."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from typing import cast
 
-from cluster_core.handoff import ImporterMessage
+from cluster_core.handoff import ExporterMessage, ImporterMessage
 from cluster_rpc.call_deadline import CallDeadline
 from cluster_rpc.guard import Context
 from cluster_rpc.handoff_messages import exporter_to_proto, importer_from_proto
@@ -48,7 +49,8 @@ class HandoffService:
         context: Context,  # noqa: ARG002  # given by gRPC
     ) -> AsyncIterator[handoff_pb2.ExporterMessage]:
         """Stream the exporter's side of one hand-over."""
-        async with aclosing(self._exporter.serve(_messages(request_iterator))) as answers:
+        serving = cast("AsyncGenerator[ExporterMessage, None]", self._exporter.serve(_messages(request_iterator)))
+        async with aclosing(serving) as answers:
             async for answer in answers:
                 yield exporter_to_proto(answer)
 

@@ -65,7 +65,7 @@ def assemble(
         total_blocks=site.settings.total_blocks,
         max_waiting=site.settings.max_waiting,
     )
-    parts = SchedulerParts(pool=pool, memory=engine.memory, capacity=capacity, exports=exporter, settings=site.settings)
+    parts = SchedulerParts(pool=pool, capacity=capacity, exports=exporter, settings=site.settings)
     scheduler = PrefillScheduler(parts, on_change=bell.ring)
     loop = EngineLoop(engine=engine, work=scheduler, on_broken=worker.break_down)
     bell.listen(loop.wake)

@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass, replace
+from typing import Any
 
 from cluster_core.errors import BatonError
 from cluster_core.identity import Attempt, Role
@@ -10,6 +11,7 @@ from cluster_rpc.v1 import worker_pb2
 from cluster_rpc.worker_messages import PrefillOrigin, WorkOrder, decode_to_proto, prefill_to_proto
 from router.legs import Leg, LegEnded, Mail
 from router.mailbox import Mailbox
+from router.membership import Worker
 from router.placement_history import AttemptRecord
 from router.placer import Placed
 
@@ -40,6 +42,7 @@ class AttemptRun:
         """The decode leg's orderly end, if that overtook the first token as well."""
         self._mailbox: Mailbox[Mail] = Mailbox(capacity)
         self._legs: list[Leg] = []
+        self._workers: list[Worker] = []
 
     @property
     def split(self) -> bool:
@@ -52,14 +55,14 @@ class AttemptRun:
         origin = None
         if prefill is not None:
             call = prefill.connection.prefill(prefill_to_proto(order), timeout=timeout_s)
-            self._legs.append(Leg(Role.PREFILL, prefill.record, call, self._mailbox))
+            self._add(Role.PREFILL, prefill, call)
             origin = PrefillOrigin(
                 worker_id=prefill.record.worker_id,
                 incarnation=prefill.record.incarnation,
                 address=prefill.record.address,
             )
         call = decode.connection.decode(decode_to_proto(replace(order, origin=origin)), timeout=timeout_s)
-        self._legs.append(Leg(Role.DECODE, decode.record, call, self._mailbox))
+        self._add(Role.DECODE, decode, call)
 
     async def receive(self) -> list[Mail]:
         """Wait for events of the legs, and take all there are."""
@@ -95,5 +98,13 @@ class AttemptRun:
         finally:
             for leg in self._legs:
                 leg.cancel()
+            for worker, leg in zip(self._workers, self._legs, strict=True):
+                worker.on_silence.discard(leg.give_up)
         for leg in self._legs:
             await leg.ended()
+
+    def _add(self, role: Role, worker: Worker, call: Any) -> None:
+        leg = Leg(role, worker.record, call, self._mailbox)
+        worker.on_silence.add(leg.give_up)
+        self._workers.append(worker)
+        self._legs.append(leg)

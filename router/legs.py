@@ -51,6 +51,12 @@ class Leg:
         self._call.cancel()
         self._task.cancel()
 
+    def give_up(self, reason: str) -> None:
+        """End the leg because its worker no longer speaks, though its connection stands."""
+        error = WorkerLost(f"{self.record.worker_id} is lost ({reason})")
+        self._mailbox.send_last((self, LegEnded(error=error, answered=False)))
+        self.cancel()
+
     async def ended(self) -> None:
         """Wait until the stream is over and its task gone."""
         if not self._task.done():
@@ -69,6 +75,10 @@ class Leg:
             failure = from_worker_error(error, self.record.worker_id)
             blames_exporter = answered and _about_exporter(failure, error.code())
             ended = LegEnded(error=failure, answered=answered, blames_exporter=blames_exporter)
+        except asyncio.CancelledError:
+            if self._task.cancelling():
+                raise
+            ended = LegEnded(error=WorkerLost(f"the connection to {self.record.worker_id} was closed"), answered=False)
         self._mailbox.send_last((self, ended))
 
 

@@ -9,7 +9,7 @@ that died. A worker whose model or block layout differs from the router's is lis
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 
 import grpc
@@ -68,6 +68,8 @@ class Worker:
     told_to_drain: bool = False
     listed: bool = True
     watching: "asyncio.Task[None] | None" = None
+    on_silence: set[Callable[[str], None]] = field(default_factory=set)
+    """Told when the worker falls silent while its connection stands: calls to it would wait for the keepalive."""
 
     @property
     def state(self) -> str:
@@ -131,7 +133,7 @@ class Membership:
                 known.listed = True
                 continue
             if known is not None:
-                self._forget(known)
+                self._forget(known, keep_channel=known.record.address == record.address)
                 self._index.drop(known.record.incarnation)
             self._add(record)
         for worker in list(self._workers.values()):
@@ -178,10 +180,10 @@ class Membership:
         watch = Watch(
             connection=worker.connection,
             incarnation=record.incarnation,
-            period_s=self._settings.watch_period_s,
-            silence_s=self._settings.watch_period_s * self._settings.watch_silence_periods,
+            settings=self._settings,
             on_status=lambda status, load: self._heard(worker, status, load),
-            on_silence=lambda why: self._lost(worker, why),
+            on_end=lambda why: self._lost(worker, why),
+            on_silence=lambda why: self._silent(worker, why),
         )
         worker.watching = asyncio.get_running_loop().create_task(watch.run(), name=f"watch {record.worker_id}")
         self._notify()
@@ -202,6 +204,11 @@ class Membership:
         if not worker.listed:
             self._forget_later(worker)
 
+    def _silent(self, worker: Worker, why: str) -> None:
+        for give_up in list(worker.on_silence):
+            give_up(why)
+        self._lost(worker, why)
+
     def _forget_later(self, worker: Worker) -> None:
         """Forget a worker that neither registers nor speaks; at once if it was asked to leave."""
         if worker.told_to_drain or worker.load.draining:
@@ -214,15 +221,22 @@ class Membership:
 
         asyncio.get_running_loop().call_later(self._settings.forget_lost_s, forget_if_still_gone)
 
-    def _forget(self, worker: Worker) -> None:
+    def _forget(self, worker: Worker, *, keep_channel: bool = False) -> None:
         worker.alive = False
         del self._workers[worker.record.worker_id]
         self._ledger.forget(worker.record.worker_id)
         if worker.watching is not None:
             worker.watching.cancel()
-            self._ending.add(worker.watching)
-            worker.watching.add_done_callback(self._ending.discard)
+            self._end(worker.watching)
+        if not keep_channel:
+            discarding = self._channels.discard(worker.record.address)
+            self._end(asyncio.get_running_loop().create_task(discarding, name="discard channel"))
         self._notify()
+
+    def _end(self, task: "asyncio.Task[None]") -> None:
+        """Keep a task that is about to end until it has."""
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
 
     def _view(self, worker: Worker) -> WorkerView:
         return WorkerView(

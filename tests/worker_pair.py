@@ -26,7 +26,9 @@ from tests.fake_engine import FakeEngine
 from tests.pair_client import PairClient
 
 PREFILL = PrefillSettings(total_blocks=64, token_budget=24, chunk_tokens=8, max_running=8, drain_s=5.0)
-DECODE = DecodeSettings(total_blocks=64, token_budget=24, chunk_tokens=8, max_running=16, drain_s=5.0)
+DECODE = DecodeSettings(
+    total_blocks=64, token_budget=24, chunk_tokens=8, max_running=16, drain_s=5.0, import_patience_s=0.2, passing_s=0.2
+)
 TRANSFER = TransferSettings(transport="loopback", lease_s=2.0, grace_s=0.1, open_timeout_s=2.0, settle_timeout_s=0.1)
 
 

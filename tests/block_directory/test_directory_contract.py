@@ -40,8 +40,8 @@ async def test_a_registration_ends_with_its_lease(directory: BlockDirectory) -> 
 
 
 async def test_renewing_keeps_a_registration(directory: BlockDirectory) -> None:
-    await directory.register(record(incarnation=LIFE), 0.2)
-    await directory.register(record("clock"), 0.2)
+    await directory.register(record(incarnation=LIFE), 0.4)
+    await directory.register(record("clock"), 0.4)
     assert await directory.renew(WORKER, LIFE, LEASE_S)
 
     async def clock_gone() -> bool:

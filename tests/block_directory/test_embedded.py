@@ -68,6 +68,15 @@ def test_for_other_machines_it_listens_on_a_low_port_with_a_password() -> None:
     server.stop()
 
 
+def test_auto_is_an_address_of_this_machine() -> None:
+    server = EmbeddedServer(DirectorySettings(listen_host="auto"))
+    url = server.start()
+    host = url.rpartition("@")[2].partition(":")[0]
+    addresses = {each.address for group in psutil.net_if_addrs().values() for each in group}
+    assert host in addresses
+    server.stop()
+
+
 def test_a_started_thread_may_end_before_the_server() -> None:
     server = EmbeddedServer(DirectorySettings())
     starter = threading.Thread(target=server.start)

@@ -224,4 +224,4 @@ class IndexMachine(RuleBasedStateMachine):
 
 
 TestIndexMachine = IndexMachine.TestCase
-TestIndexMachine.settings = hypothesis_settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestIndexMachine.settings = hypothesis_settings(max_examples=40, stateful_step_count=40, deadline=None)

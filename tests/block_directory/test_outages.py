@@ -46,7 +46,7 @@ class Cluster:
 
 @pytest.fixture
 async def cluster(server: EmbeddedServer) -> AsyncIterator[Cluster]:
-    settings = quick_settings(call_timeout_s=0.3, lease_s=0.6)
+    settings = quick_settings(call_timeout_s=0.3, lease_s=1.2)
     directories = [RedisDirectory(server.url, settings) for _ in range(3)]
     pools = [Pool(), Pool()]
     publishers = [
@@ -106,7 +106,7 @@ async def test_a_server_that_stops_for_longer_than_the_leases_is_outlived(
     await unhealthy(cluster)
     cluster.store(0, 4)
     failures = cluster.follower.failures
-    await eventually(lambda: cluster.follower.failures >= failures + 3)
+    await eventually(lambda: cluster.follower.failures >= failures + 5)
     os.kill(server.pid, signal.SIGCONT)
     await healthy_again(cluster)
     await eventually(lambda: cluster.holds(1, 2, 3, 4) == {"decode-0": 4, "decode-1": 1})

@@ -57,11 +57,11 @@ async def test_a_life_is_published_from_start_to_end(directory: BlockDirectory, 
 
 async def test_a_registration_outlives_many_leases(directory: BlockDirectory, settings: DirectorySettings) -> None:
     mine = record()
-    brief = replace(settings, lease_s=0.1)
+    brief = replace(settings, lease_s=0.3)
     async with publishing(directory, mine, Pool(), brief) as publisher:
         await publisher.until_healthy()
         clock = record("clock")
-        await directory.register(clock, 0.5)
+        await directory.register(clock, 1.0)
 
         async def clock_gone() -> bool:
             return clock not in await directory.workers()

@@ -79,3 +79,4 @@ async def test_a_private_ray_lives_and_dies_with_its_cluster() -> None:
     finally:
         await cluster.close()
     assert not psutil.wait_procs(started, timeout=10)[1]
+    cluster.remove_folders()

@@ -134,12 +134,12 @@ async def test_a_reader_that_never_reads_is_given_up() -> None:
     bench = Bench(settings=replace(SMALL, stream_tokens=2, slow_reader_s=30.0))
     answer = bench.scheduler.submit(make_order("a", make_prompt(5)))
     bench.run()
-    bench.scheduler.expire()
+    bench.scheduler.sweep()
     bench.now_s += 29.0
-    bench.scheduler.expire()
+    bench.scheduler.sweep()
     assert answer.stage is Stage.RUNNING
     bench.now_s += 1.0
-    bench.scheduler.expire()
+    bench.scheduler.sweep()
     with pytest.raises(Cancelled, match="took nothing for 30 s"):
         await collect(answer)
     assert bench.pool.counts().held == 0
@@ -231,7 +231,7 @@ async def test_only_what_is_missing_is_imported() -> None:
     await bench.settle()
     bench.run()
     (job,) = bench.source.jobs
-    assert (len(job.targets), job.kept) == (3, {0, 1})
+    assert (len(job.targets), job.kept) == (3, frozenset({0, 1}))
     assert await collect(answer) == fake_answer(longer, GREEDY)[1:]
 
 
@@ -296,3 +296,36 @@ async def test_only_the_answers_at_fault_end_when_the_engine_names_them() -> Non
         await collect(poisoned)
     bench.run()
     assert await collect(sound) == fake_answer(make_prompt(6), GREEDY)
+
+
+async def test_an_import_is_called_back_for_an_older_answer_that_grows() -> None:
+    bench = Bench(total_blocks=8, settings=SMALL)
+    older = bench.scheduler.submit(make_order("older", make_prompt(9, 1), max_tokens=22))
+    bench.step()
+    bench.source.go.clear()
+    younger = bench.scheduler.submit(make_order("a", make_prompt(9), max_tokens=22, origin=ORIGIN))
+    while older.stage is not Stage.ENDED:
+        bench.step()
+        await bench.settle()
+    assert await collect(older) == fake_answer(make_prompt(9, 1), replace(GREEDY, max_tokens=22))
+    bench.run()
+    assert await collect(younger) == fake_answer(make_prompt(9), replace(GREEDY, max_tokens=22))[1:]
+    assert bench.pool.counts().held == 0
+
+
+async def test_an_import_that_others_wait_for_is_called_back_in_time() -> None:
+    bench = Bench(total_blocks=4, settings=SMALL)
+    bench.source.go.clear()
+    stuck = bench.scheduler.submit(make_order("stuck", make_prompt(9), max_tokens=4, origin=ORIGIN))
+    bench.step()
+    waiting = bench.scheduler.submit(make_order("waiting", make_prompt(8), max_tokens=4))
+    bench.step()
+    bench.scheduler.sweep()
+    await bench.settle()
+    assert (stuck.stage, waiting.stage) == (Stage.IMPORTING, Stage.WAITING)
+    bench.now_s += SMALL.import_patience_s
+    bench.scheduler.sweep()
+    await bench.settle()
+    bench.run()
+    assert await collect(waiting) == fake_answer(make_prompt(8), replace(GREEDY, max_tokens=4))
+    assert await collect(stuck) == fake_answer(make_prompt(9), replace(GREEDY, max_tokens=4))[1:]

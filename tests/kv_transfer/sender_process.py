@@ -17,14 +17,14 @@ async def main() -> None:
     await transport.start()
     sys.stdout.write(transport.address.hex() + "\n")
     sys.stdout.flush()
-    sends: set[asyncio.Task[None]] = set()
+    sends: set[asyncio.Future[None]] = set()
     loop = asyncio.get_running_loop()
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         address, tag, size = line.split()
         peer = await transport.connect(bytes.fromhex(address))
-        task = asyncio.create_task(peer.send(pattern(int(tag), int(size)), int(tag)))
-        sends.add(task)
-        task.add_done_callback(sends.discard)
+        send = peer.send(pattern(int(tag), int(size)), int(tag))
+        sends.add(send)
+        send.add_done_callback(sends.discard)
     os._exit(0)
 
 

@@ -37,15 +37,15 @@ class SenderHere:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
         self.address = transport.address
-        self._tasks: list[asyncio.Task[None]] = []
+        self._sends: list[Future[None]] = []
 
     async def send(self, to: bytes, tag: int, size: int) -> None:
         peer = await self._transport.connect(to)
-        self._tasks.append(asyncio.create_task(peer.send(pattern(tag, size), tag)))
+        self._sends.append(peer.send(pattern(tag, size), tag))
 
     async def die(self) -> None:
         await self._transport.close()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._sends, return_exceptions=True)
 
 
 class SenderProcess:
@@ -241,7 +241,8 @@ async def test_sending_to_the_dead_says_so(here: Transport, mortal: Sender) -> N
     peer = await here.connect(mortal.address)
     await mortal.die()
     with pytest.raises(WorkerLost):
-        await asyncio.wait_for(peer.send(pattern(1, 100_000), next(_tags)), TIMEOUT_S)
+        async with asyncio.timeout(TIMEOUT_S):
+            await peer.send(pattern(1, 100_000), next(_tags))
 
 
 async def test_a_receiver_that_dies_before_it_received_ends_the_send(
@@ -250,8 +251,7 @@ async def test_a_receiver_that_dies_before_it_received_ends_the_send(
     if kind == "ucx in one process":
         pytest.skip("UCX's keep-alive asks whether the process lives")
     peer = await here.connect(mortal.address)
-    send = asyncio.create_task(peer.send(pattern(1, 100_000), next(_tags)))
-    await asyncio.sleep(0)
+    send = peer.send(pattern(1, 100_000), next(_tags))
     await mortal.die()
     with pytest.raises(WorkerLost):
         await asyncio.wait_for(send, TIMEOUT_S)

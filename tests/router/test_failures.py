@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import pytest
 
@@ -19,7 +20,7 @@ from cluster_core.errors import (
 from cluster_core.identity import WorkerId
 from cluster_rpc.v1 import cluster_pb2
 from tests.router.fake_workers import FakeWorker, answer
-from tests.router.router_harness import RouterHarness, running_router
+from tests.router.router_harness import SETTINGS, RouterHarness, running_router
 
 PROMPT = [1, 2, 3, 4, 5]
 TOKENS = 12
@@ -152,6 +153,25 @@ async def test_a_failed_worker_is_tried_again_when_nobody_else_is_there() -> Non
         got = await router.generate(PROMPT, TOKENS, request_id="r")
         assert got.token_ids == answer(PROMPT, TOKENS)
         assert [order.attempt for order in decode.orders] == [1, 2]
+
+
+async def test_a_request_does_not_wait_for_a_worker_that_fell_silent() -> None:
+    quick = replace(SETTINGS, watch_period_s=0.02, watch_silence_periods=5)
+    async with running_router(quick) as router:
+        decodes = [await router.add("decode-0"), await router.add("decode-1")]
+        stopped: list[FakeWorker] = []
+
+        async def stop(offset: int) -> None:
+            if offset == 3 and not stopped:
+                stopped.extend(worker for worker in decodes if worker.live_calls)
+                stopped[0].status_allowed.clear()
+                await asyncio.Event().wait()
+
+        decodes[0].on_token = decodes[1].on_token = stop
+        got = await router.generate(PROMPT, TOKENS, request_id="r")
+        assert got.token_ids == answer(PROMPT, TOKENS)
+        assert await outcomes(router, "r") == ["WorkerLost", "finished"]
+        assert not any(worker.on_silence for worker in router.core.membership.workers())
 
 
 async def test_attempts_are_bounded() -> None:

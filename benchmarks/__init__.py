@@ -1,0 +1,1 @@
+"""Scripts that measure Baton against its limits and its peers; see README.md."""

@@ -1,0 +1,154 @@
+"""One suite over all attention back ends: each must read the pool as a plain softmax over the gathered tokens does."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from cluster_core.layout import KvLayout
+from inference_engine.attention import AttentionBackend
+from inference_engine.attention_compiled import CompiledAttention
+from inference_engine.attention_reference import ReferenceAttention
+from inference_engine.batch import build_batch
+from inference_engine.kv_pool import KvPool
+from inference_engine.step import SequenceSlice, StepPlan
+
+BLOCK_TOKENS = 16
+BLOCKS = 80
+LAYER = 1
+HEADS = {"mha": (4, 4), "gqa": (6, 2), "mqa": (8, 1)}
+TOLERANCE = {"float32": 3e-6, "bfloat16": 2e-2}
+"""Absolute, for outputs of about 1: bfloat16 has 8 bits."""
+
+# (tokens in the step, tokens before them)
+SHAPES = {
+    "one token": [(1, 0)],
+    "a whole prompt": [(100, 0)],
+    "a chunk in mid-prompt": [(33, 50)],
+    "decode": [(1, 15), (1, 16), (1, 17), (1, 200)],
+    "ragged mix": [(40, 0), (1, 70), (17, 16), (1, 1), (64, 129)],
+}
+
+
+def cuda_missing() -> str:
+    return "" if torch.cuda.is_available() else "varlen_attn has no CPU kernel and there is no CUDA device here"
+
+
+def make_varlen(pool: KvPool) -> AttentionBackend:
+    from inference_engine.attention_varlen import VarlenAttention  # noqa: PLC0415 - only where there is CUDA
+
+    return VarlenAttention(pool)
+
+
+BACKENDS: dict[str, Callable[[KvPool], AttentionBackend]] = {
+    "reference": ReferenceAttention,
+    "compiled": lambda pool: CompiledAttention(pool, 1),
+    "compiled, 2 threads": lambda pool: CompiledAttention(pool, 2),
+    "varlen": make_varlen,
+}
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    name = str(request.param)
+    if name == "varlen" and cuda_missing():
+        pytest.skip(cuda_missing())
+    return name
+
+
+@pytest.fixture(params=["float32", "bfloat16"])
+def dtype(request: pytest.FixtureRequest, backend: str) -> str:
+    if backend == "varlen" and request.param == "float32":
+        pytest.skip("flash attention computes bfloat16 only")
+    return str(request.param)
+
+
+class Case:
+    """A pool full of noise and a plan over blocks in random order."""
+
+    def __init__(self, backend: str, dtype: str, heads: str, shape: list[tuple[int, int]], head_dim: int = 16) -> None:
+        self.heads, kv_heads = HEADS[heads]
+        layout = KvLayout(layers=2, kv_heads=kv_heads, head_dim=head_dim, block_size_tokens=BLOCK_TOKENS, dtype=dtype)
+        device = torch.device("cuda" if backend == "varlen" else "cpu")
+        random = torch.Generator().manual_seed(5)
+        self.pool = KvPool(layout, BLOCKS, device)
+        self.pool.storage.copy_(torch.randn(self.pool.storage.shape, generator=random))
+        order = torch.randperm(BLOCKS, generator=random).tolist()
+        pieces = []
+        for tokens, before in shape:
+            blocks = layout.blocks_for(tokens + before)
+            table, order = order[:blocks], order[blocks:]
+            pieces.append(SequenceSlice(token_ids=[0] * tokens, start=before, block_table=table, draw=None))
+        self.pieces = pieces
+        self.batch = build_batch(StepPlan(slices=tuple(pieces)), BLOCK_TOKENS, device)
+        rows = sum(tokens for tokens, _ in shape)
+        noise = torch.randn((rows, self.heads, head_dim), generator=random)
+        self.query = noise.to(self.pool.storage.dtype).to(device)
+        self.attention = BACKENDS[backend](self.pool)
+
+    def attend(self, window: int = 0) -> torch.Tensor:
+        with torch.inference_mode():
+            return self.attention.prepare(self.batch).attend(self.query, LAYER, window).float().cpu()
+
+    def expected(self, window: int = 0) -> torch.Tensor:
+        """Every row on its own, in float64, straight from the definition."""
+        storage, query = self.pool.storage.double().cpu(), self.query.double().cpu()
+        group = self.heads // storage.shape[3]
+        rows = []
+        for piece in self.pieces:
+            for offset in range(len(piece.token_ids)):
+                position = piece.start + offset
+                seen = range(max(0, position - window + 1) if window else 0, position + 1)
+                blocks = [piece.block_table[token // BLOCK_TOKENS] for token in seen]
+                slots = [token % BLOCK_TOKENS for token in seen]
+                keys, values = (storage[blocks, LAYER, part, :, slots].repeat_interleave(group, 1) for part in (0, 1))
+                scores = torch.einsum("hd,thd->ht", query[len(rows)], keys) / math.sqrt(keys.shape[2])
+                rows.append(torch.einsum("ht,thd->hd", scores.softmax(1), values))
+        return torch.stack(rows).float()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("window", [0, 20])
+def test_equals_the_definition(backend: str, dtype: str, heads: str, shape: str, window: int) -> None:
+    case = Case(backend, dtype, heads, SHAPES[shape])
+    torch.testing.assert_close(case.attend(window), case.expected(window), rtol=0, atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("head_dim", [8, 64, 128])
+def test_head_sizes(backend: str, dtype: str, head_dim: int) -> None:
+    case = Case(backend, dtype, "gqa", [(20, 30), (1, 90)], head_dim)
+    torch.testing.assert_close(case.attend(), case.expected(), rtol=0, atol=TOLERANCE[dtype])
+
+
+def test_large_scores_neither_overflow_nor_vanish(backend: str, dtype: str) -> None:
+    case = Case(backend, dtype, "gqa", SHAPES["ragged mix"])
+    case.query *= 60
+    torch.testing.assert_close(case.attend(), case.expected(), rtol=0, atol=TOLERANCE[dtype])
+
+
+def test_what_a_row_may_not_see_has_no_effect(backend: str, dtype: str) -> None:
+    case = Case(backend, dtype, "gqa", [(5, 40)])
+    before = case.attend(window=8)
+    piece = case.pieces[0]
+    for token in [*range(33), *range(45, 48)]:  # before the first row's window, and past the sequence's end
+        case.pool.storage[piece.block_table[token // BLOCK_TOKENS], :, :, :, token % BLOCK_TOKENS] = 1000
+    assert torch.equal(case.attend(window=8), before)
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_a_key_or_value_that_is_no_number_shows_in_the_rows_that_see_it_alone(
+    backend: str, dtype: str, part: int
+) -> None:
+    case = Case(backend, dtype, "gqa", [(5, 40), (1, 30)])
+    case.pool.storage[case.pieces[0].block_table[0], LAYER, part, :, 3] = math.nan
+    broken = case.attend().isnan()
+    assert broken[:5].all()
+    assert not broken[5].any()
+
+
+def test_two_threads_compute_what_one_does() -> None:
+    shape = [(70, 900), (1, 200)]
+    alone, together = (Case(name, "float32", "mha", shape) for name in ("compiled", "compiled, 2 threads"))
+    assert torch.equal(alone.attend(), together.attend())
