@@ -7,7 +7,7 @@
     |   |-- InvalidField         a field's value cannot be served
     |   |-- TokenOutOfRange      a token id is not in the vocabulary
     |   |-- ContextTooLong       prompt and answer exceed the context
-    |   |-- NotServed            the model is not served here
+    |   |-- NotServed            the model or request that it names is not here
     |   `-- DuplicateRequest     the id is in use by a live request
     |-- RetryLater               the client waits and tries again
     |   |-- Overloaded           a queue is full
@@ -55,7 +55,7 @@ class ContextTooLong(RequestError):
 
 
 class NotServed(RequestError):
-    """The named model is not the one served here."""
+    """The request names a model that is not served here, or an earlier request that is not remembered."""
 
 
 class DuplicateRequest(RequestError):

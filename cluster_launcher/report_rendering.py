@@ -57,7 +57,7 @@ def _render_attempt(attempt: AttemptView) -> Iterator[RenderableType]:
     if len(attempt.candidates) > 1:
         for candidate in attempt.candidates[:_SHOWN_CANDIDATES]:
             line = _candidate_line(candidate, chosen=_key(candidate) == _key(attempt.chosen))
-            yield Padding(line, (0, 0, 0, _INDENT + _NAME_WIDTH + 1))
+            yield Padding(line, (0, 0, 0, _INDENT))
 
 
 def _why(attempt: AttemptView) -> str:
@@ -74,13 +74,12 @@ def _why(attempt: AttemptView) -> str:
 
 
 def _candidate_line(candidate: Candidate, *, chosen: bool) -> Text:
-    """Draw ``prefill-0 → decode-1  23.0 ms = prefill 20.0 ms + transfer 3.00 ms, 112 / 0 tokens cached``."""
+    """Draw ``prefill-0 → decode-1   23.0 ms = prefill 20.0 ms + transfer 3.00 ms, 112 / 0 tokens cached``."""
     terms = " + ".join(f"{name} {duration(seconds)}" for name, seconds in candidate.terms if seconds > 0)
-    cached = f"{candidate.prefill_cached_tokens} / {candidate.decode_cached_tokens} tokens cached"
-    if candidate.prefill_worker is None:
-        cached = f"{candidate.decode_cached_tokens} tokens cached"
-    text = f"{where(candidate):<24} {duration(candidate.total_s):>7} = {terms or 'nothing to do'}; {cached}"
-    return Text(text, style="" if chosen else "dim")
+    text = f"{where(candidate):<24} {duration(candidate.total_s):>7} = {terms or 'nothing to do'}"
+    if candidate.prefill_cached_tokens or candidate.decode_cached_tokens:
+        text += f", {candidate.prefill_cached_tokens} / {candidate.decode_cached_tokens} tokens cached"
+    return Text(f"{'›' if chosen else ' '} {text}", style="" if chosen else "dim")
 
 
 def _key(candidate: Candidate) -> tuple[object, object]:

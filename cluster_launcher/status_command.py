@@ -47,26 +47,20 @@ def status_json(address: str, view: ClusterView) -> dict[str, Any]:
 def pools_table(view: ClusterView) -> Table:
     """Draw one line a worker, the prefill pool first."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("worker")
-    table.add_column("role")
-    table.add_column("state")
-    for name in ("queue", "running", "blocks", "held", "cached", "step", "preempted"):
-        table.add_column(name, justify="right")
-    table.add_column("address")
-    table.add_column("pid", justify="right")
+    for name in ("worker", "role", "state"):
+        table.add_column(name, no_wrap=True)
+    for name in ("queue", "running", "held / cached / all blocks", "step", "pid"):
+        table.add_column(name, justify="right", no_wrap=True)
     for worker in sorted(view.workers, key=lambda worker: (worker.role is Role.DECODE, worker.worker_id)):
         load = worker.load
-        step_s = load.decode_step_s or load.prefill_s_per_token
-        unit = "" if load.decode_step_s or not step_s else "/token"
         table.add_row(
             worker.worker_id,
             worker.role.value,
             Text(worker.state, style=_STATE_STYLES.get(worker.state, "")),
-            *(str(count) for count in (load.waiting_requests, load.running_requests, load.total_blocks)),
-            *(str(count) for count in (load.held_blocks, load.cached_blocks)),
-            f"{duration(step_s)}{unit}" if step_s else "-",
-            str(load.preemptions),
-            worker.address,
+            str(load.waiting_requests),
+            str(load.running_requests),
+            f"{load.held_blocks} / {load.cached_blocks} / {load.total_blocks}",
+            duration(load.decode_step_s) if load.decode_step_s else "-",
             str(worker.pid),
         )
     return table

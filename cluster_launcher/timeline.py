@@ -22,8 +22,8 @@ class TimelineSpan:
 def draw_timeline(spans: Sequence[TimelineSpan], width: int = 60, name_width: int = 0) -> list[Text]:
     """Return one line a span: name, bar at its place, start and duration. No spans, no lines.
 
-    ``width`` is the number of characters of the axis, ``name_width`` the least of a name. Bars are drawn in eighths of a character, never shorter than one
-    eighth, so that a stage of microseconds can still be seen.
+    ``width`` is the number of characters of the axis, ``name_width`` the least of a name. Bars are drawn in eighths of
+    a character, never shorter than one eighth, so that a stage of microseconds can still be seen.
     """
     if not spans:
         return []

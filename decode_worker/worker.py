@@ -1,6 +1,7 @@
 """A decode worker's life as a process: load, listen, register; drain, leave."""
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -26,6 +27,8 @@ from inference_engine.engine_loop import EngineLoop, Stepping
 from kv_transfer.importer import Importer
 from kv_transfer.memory import BlockMemory
 from kv_transfer.transport import Transport
+
+log = logging.getLogger(__name__)
 
 SWEEP_S = 0.25
 """How often paused answers and late imports are looked at."""
@@ -154,6 +157,7 @@ class DecodeWorker:
         self._exit.push_async_callback(parts.source.close)
         self._exit.push_async_callback(parts.scheduler.close, WorkerLost(f"{self.site.worker_id} ends"))
         sweeper = asyncio.create_task(self._sweep(), name="sweeper")
+        sweeper.add_done_callback(self._sweeper_over)
         self._exit.callback(sweeper.cancel)
         address = await parts.server.start(reachable_host(self.site.settings.host), 0)
         self._exit.push_async_callback(parts.server.close)
@@ -180,3 +184,8 @@ class DecodeWorker:
         while True:
             await asyncio.sleep(SWEEP_S)
             self.parts.scheduler.sweep()
+
+    def _sweeper_over(self, sweeper: asyncio.Task[None]) -> None:
+        if not sweeper.cancelled():
+            log.critical("the sweeper failed, a mistake of ours: this worker ends", exc_info=sweeper.exception())
+            self.break_down()

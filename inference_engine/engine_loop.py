@@ -52,7 +52,7 @@ class StepWork(Protocol):
 
 
 class EngineLoop:
-    """Steps until closed. ``on_broken`` is called once, when the engine has raised twice in a row."""
+    """Steps until closed. ``on_broken`` is called once, when the engine raised twice in a row or the work raised."""
 
     def __init__(self, *, engine: Stepping, work: StepWork, on_broken: Callable[[], None]) -> None:
         self.steps = 0
@@ -66,6 +66,7 @@ class EngineLoop:
     def start(self) -> None:
         """Begin to step."""
         self._task = asyncio.create_task(self._run(), name="engine loop")
+        self._task.add_done_callback(self._over)
 
     def wake(self) -> None:
         """Something changed: ask the work again."""
@@ -76,7 +77,7 @@ class EngineLoop:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        self._thread.shutdown(wait=True)
+        await asyncio.to_thread(self._thread.shutdown)
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -102,4 +103,11 @@ class EngineLoop:
                 self._work.step_done(result)
             await asyncio.sleep(0)
         log.critical("the engine failed %d times in a row: this worker ends", failures)
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        """Never stay silent: a worker whose loop has ended must not look alive."""
+        if task.cancelled():
+            return
+        if task.exception() is not None:
+            log.critical("planning failed, a mistake of ours: this worker ends", exc_info=task.exception())
         self._on_broken()

@@ -64,7 +64,7 @@ def _sample(logits: torch.Tensor, highest: torch.Tensor, draws: list[Draw]) -> l
     if any(draw.sampling.top_k > 0 or draw.sampling.top_p < 1 for draw in draws):
         probabilities = _cut(probabilities, draws)
     cumulative = probabilities.double().cumsum(dim=-1)
-    total = cumulative[:, -1:]
+    total = cumulative[:, -1:].contiguous()
     numbers = [uniform(draw.sampling.seed, draw.position) for draw in draws]
     targets = torch.tensor(numbers, dtype=torch.float64, device=device)[:, None] * total
     chosen = torch.searchsorted(cumulative, targets, right=True)

@@ -7,8 +7,10 @@ very process that carries nothing. Closing a group cancels its receives and nobo
 goes back to the shelf.
 
 Error handling is on (``endpoint_error_handling=True``). Without it, reading from a process that has just died (CMA's
-``process_vm_readv``) ends *this* process. With it, UCX leaves shared memory out, unless ``MM_ERROR_HANDLING`` says that
-shared memory can do it; with both, messages go by shared memory and CMA, and UCX's keep-alive finds a dead peer.
+``process_vm_readv``) ends *this* process. With it, UCX leaves shared memory and CMA out unless told that they can bear it
+(`_FAULT_OPTIONS`); then messages go by both, a failed read fails one message, and UCX's keep-alive finds a dead peer.
+CMA can bear it in our use: what it lacks is a way to stop a lost peer from reading our memory later, and whoever reads a
+block too late finds out by its digest.
 
 Progress is ours. ucxx's own loop in asyncio spins while any request is pending, and here receives are pending for as
 long as a prefill computes. Instead, UCX's event descriptor wakes the loop, `_UcxWorker._advance` runs UCX until it is
@@ -36,6 +38,7 @@ _ENVIRONMENT = {
 }
 _HOST_TLS = ("posix,cma,self,tcp", "sysv,cma,self,tcp")
 _CUDA_TLS = ",cuda_copy,cuda_ipc"
+_FAULT_OPTIONS = {"MM_ERROR_HANDLING": "y", "CMA_MEMORY_INVALIDATE": "y"}
 _TURN_S = 0.001
 """How long UCX may run before the event loop gets a turn."""
 _RENDEZVOUS_BYTES = "8192"
@@ -149,8 +152,8 @@ class _UcxWorker:
         self._library = ucxx.libucxx
         self._errors = ucxx.exceptions.UCXError
         options = {
+            **_FAULT_OPTIONS,
             "TLS": tls,
-            "MM_ERROR_HANDLING": "y",
             "KEEPALIVE_INTERVAL": f"{keepalive_s}s",
             "RNDV_THRESH": _RENDEZVOUS_BYTES,
         }

@@ -1,6 +1,7 @@
 """A prefill worker's life as a process: load, listen, register; drain, leave."""
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -24,6 +25,8 @@ from kv_transfer.memory import BlockMemory
 from kv_transfer.transport import Transport
 from prefill_worker.scheduler import PrefillScheduler
 from prefill_worker.settings import PrefillSettings
+
+log = logging.getLogger(__name__)
 
 SWEEP_S = 0.25
 """How often leases are looked at."""
@@ -147,6 +150,7 @@ class PrefillWorker:
         self._exit.push_async_callback(parts.loop.close)
         self._exit.callback(parts.scheduler.fail_all, WorkerLost(f"{self.site.worker_id} ends"))
         sweeper = asyncio.create_task(self._sweep(), name="lease sweeper")
+        sweeper.add_done_callback(self._sweeper_over)
         self._exit.callback(sweeper.cancel)
         address = await parts.server.start(reachable_host(self.site.settings.host), 0)
         self._exit.push_async_callback(parts.server.close)
@@ -173,3 +177,8 @@ class PrefillWorker:
         while True:
             await asyncio.sleep(SWEEP_S)
             await self.parts.exporter.sweep()
+
+    def _sweeper_over(self, sweeper: asyncio.Task[None]) -> None:
+        if not sweeper.cancelled():
+            log.critical("the sweeper failed, a mistake of ours: this worker ends", exc_info=sweeper.exception())
+            self.break_down()

@@ -6,7 +6,7 @@ from typing import Any, Protocol, assert_never
 
 import grpc
 
-from cluster_core.errors import InvalidField, PartUnavailable
+from cluster_core.errors import InvalidField, NotServed, PartUnavailable
 from cluster_core.identity import RequestId, WorkerId
 from cluster_core.placement import Local, Split
 from cluster_rpc.v1 import cluster_pb2, cluster_pb2_grpc, worker_pb2
@@ -14,7 +14,7 @@ from cluster_rpc.worker_messages import report_to_proto, role_to_proto
 from router.admission import Admission
 from router.balancer import Candidate
 from router.membership import Membership, Worker
-from router.placement_history import RUNNING, AttemptRecord, PlacementHistory
+from router.placement_history import AttemptRecord, PlacementHistory
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -71,7 +71,7 @@ class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
         record = self._overview.history.find(RequestId(request.request_id))
         if record is None:
             field = "request_id"
-            raise InvalidField(field, f"{request.request_id!r} is none of the last requests; see kept_placements")
+            raise NotServed(field, f"{request.request_id!r} is none of the last requests; see kept_placements")
         now_s = record.timeline.now_s()
         return cluster_pb2.GetPlacementResponse(
             request_id=record.request_id, attempts=[_attempt(attempt, now_s) for attempt in record.attempts]
@@ -118,7 +118,6 @@ def _worker_info(worker: Worker) -> cluster_pb2.WorkerInfo:
 
 
 def _attempt(record: AttemptRecord, now_s: float) -> cluster_pb2.Attempt:
-    end_s = now_s if record.outcome == RUNNING else record.times.last_token_s or record.times.begun_s
     return cluster_pb2.Attempt(
         attempt=record.attempt,
         chosen=_candidate(record.choice.chosen),
@@ -127,7 +126,7 @@ def _attempt(record: AttemptRecord, now_s: float) -> cluster_pb2.Attempt:
         handoff=report_to_proto(record.handoff) if record.handoff is not None else None,
         spans=[
             cluster_pb2.Span(name=span.name, start_s=span.start_s, end_s=span.end_s)
-            for span in record.times.spans(end_s)
+            for span in record.times.spans(now_s)
         ],
     )
 

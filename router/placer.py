@@ -17,8 +17,9 @@ from router.membership import Expected, Membership, Worker
 from router.settings import RouterSettings
 
 PREDICTION_TTL_S = 10.0
-"""How long a worker is believed to get the blocks of a request that was sent there. Its events come sooner."""
+"""How long a worker is believed to have the blocks of a prompt that it was given to read. Its events come sooner."""
 RETRY_AFTER_S = 1.0
+NAMED_WORKERS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,8 +86,7 @@ class Placer:
             self._refuse_if_hopeless(size, views, avoided)
             left_s = give_up_at - self._clock()
             if left_s <= 0:
-                message = f"no decode worker is ready, and none came within {self._settings.worker_wait_s:g} s"
-                raise NoWorker(message, RETRY_AFTER_S)
+                raise NoWorker(self._who_is_missing(), RETRY_AFTER_S)
             await self._membership.wait_for_change(left_s)
 
     def assign(self, placed: Placed, key: tuple[RequestId, Attempt], prompt_tokens: int) -> None:
@@ -119,16 +119,20 @@ class Placer:
                 decode = self._worker(name)
             case Split(prefill=reader, decode=writer):
                 prefill, decode = self._worker(reader), self._worker(writer)
-                self._index.predict(reader, hashes, PREDICTION_TTL_S)
             case never:
                 assert_never(never)
-        self._index.predict(decode.record.worker_id, hashes, PREDICTION_TTL_S)
+        self._index.predict((prefill or decode).record.worker_id, hashes, PREDICTION_TTL_S)
         return Placed(choice=choice, prefill=prefill, decode=decode)
 
     def _worker(self, name: WorkerId) -> Worker:
         worker = self._membership.find(name)
         assert worker is not None, "the views were made a moment ago"
         return worker
+
+    def _who_is_missing(self) -> str:
+        message = f"no decode worker is ready, and none came within {self._settings.worker_wait_s:g} s"
+        states = [f"{worker.record.worker_id} is {worker.state}" for worker in self._membership.workers()]
+        return f"{message}: {'; '.join(states[:NAMED_WORKERS])}" if states else message
 
     def _refuse_if_hopeless(self, size: RequestSize, views: Sequence[WorkerView], avoided: Avoided) -> None:
         known = self._membership.compatible_views()

@@ -125,6 +125,7 @@ class RequestFlow:
         run, self._run = self._run, None
         if run is None:
             return
+        run.record.times.ended_s = self._timeline.now_s()
         if run.record.outcome != FINISHED:
             run.record.outcome = "ended before the answer did: cancelled, or out of time"
         self._parts.placer.ended(run.placed, (self._prepared.request_id, run.attempt))
@@ -158,6 +159,7 @@ class RequestFlow:
         """Clean up after a failure; raises it when another attempt cannot help or none is left."""
         error = failure.error
         run.record.outcome = f"{type(error).__name__}: {error}"
+        run.record.times.ended_s = self._timeline.now_s()
         self._run = None
         self._parts.placer.ended(run.placed, (self._prepared.request_id, run.attempt))
         if not failure.answered:

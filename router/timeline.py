@@ -28,9 +28,11 @@ class AttemptTimes:
     transfer_started_s: float | None = None
     transfer_ended_s: float | None = None
     last_token_s: float | None = None
+    ended_s: float | None = None
 
     def spans(self, now_s: float) -> list[Span]:
-        """Return the stages so far; one that goes on ends at ``now_s``."""
+        """Return the stages so far; one that goes on ends at ``now_s``, one that was broken off with the attempt."""
+        now_s = now_s if self.ended_s is None else self.ended_s
         started = self.prefill_started_s
         spans = [Span("queue", self.begun_s, now_s if started is None else started)]
         if started is not None:

@@ -5,8 +5,12 @@ version always gives the same corpus. Tests, generated tables and vendored tools
 would spend its capacity on code page numbers and on `assertEqual`.
 """
 
+import ast
 import hashlib
+import io
+import re
 import sysconfig
+import tokenize
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,24 +21,27 @@ SKIPPED_FOLDERS = frozenset(
         "idle_test",
         "idlelib",
         "lib2to3",
+        "msilib",
         "pydoc_data",
         "site-packages",
         "test",
         "tests",
     },
 )
-SKIPPED_FILES = frozenset({"html/entities.py", "locale.py", "this.py"})
+SKIPPED_FILES = frozenset({"html/entities.py", "locale.py", "pickletools.py", "this.py"})
 SKIPPED_PREFIXES = ("_sysconfigdata",)
 HELD_OUT_ONE_IN = 32
 SMALLEST_FILE_CHARS = 200
+DOCUMENTED_NODES = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceFile:
-    """One cleaned source file; `path` is relative to the library's root, with forward slashes."""
+    """One source file; `path` is relative to the library's root, with forward slashes."""
 
     path: str
-    text: str
+    documented: str
+    code: str
     held_out: bool
 
 
@@ -52,23 +59,44 @@ def collect(root: Path) -> list[SourceFile]:
         if _is_skipped(name):
             continue
         try:
-            text = clean(path.read_text(encoding="utf-8"))
-        except UnicodeDecodeError:
+            documented = path.read_text(encoding="utf-8").expandtabs(8)
+            code = code_only(documented)
+        except (UnicodeDecodeError, SyntaxError):
             continue
-        if len(text) < SMALLEST_FILE_CHARS or text in seen:
+        if len(code) < SMALLEST_FILE_CHARS or code in seen:
             continue
-        seen.add(text)
-        files.append(SourceFile(path=name, text=text, held_out=is_held_out(name)))
+        seen.add(code)
+        files.append(SourceFile(path=name, documented=documented, code=code, held_out=is_held_out(name)))
     return files
 
 
-def clean(text: str) -> str:
-    """Drop the comment block that opens a file (licence, history) and the spaces that end lines; tabs become spaces."""
-    lines = [line.rstrip() for line in text.expandtabs(8).splitlines()]
-    first = 0
-    while first < len(lines) and (not lines[first] or lines[first].startswith("#")):
-        first += 1
-    return "\n".join(lines[first:]).rstrip() + "\n"
+def code_only(source: str) -> str:
+    """Return the source without docstrings, comments and the spaces that end lines.
+
+    A body that was only a docstring becomes `pass`. Raises SyntaxError if the source is not Python.
+    """
+    lines = source.split("\n")
+    removed: set[int] = set()
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, DOCUMENTED_NODES) or ast.get_docstring(node, clean=False) is None:
+            continue
+        docstring = node.body[0]
+        first, last = docstring.lineno - 1, docstring.end_lineno or docstring.lineno
+        if lines[first][: docstring.col_offset].strip():
+            continue  # `def f(): "why"` on one line
+        removed.update(range(first, last))
+        if len(node.body) == 1 and not isinstance(node, ast.Module):
+            removed.discard(first)
+            lines[first] = " " * docstring.col_offset + "pass"
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        row, column = token.start
+        if token.type == tokenize.COMMENT and row - 1 not in removed:
+            lines[row - 1] = lines[row - 1][:column]
+            if not lines[row - 1].strip():
+                removed.add(row - 1)
+    kept = "\n".join(line.rstrip() for number, line in enumerate(lines) if number not in removed)
+    kept = re.sub(r":\n\n+", ":\n", kept)
+    return re.sub(r"\n{4,}", "\n\n\n", kept).strip("\n") + "\n"
 
 
 def is_held_out(name: str) -> bool:

@@ -50,7 +50,7 @@ def train_tokenizer(files: Sequence[SourceFile], vocab_size: int) -> Tokenizer:
         max_token_length=24,
         show_progress=False,
     )
-    tokenizer.train_from_iterator((file.text for file in files), trainer)
+    tokenizer.train_from_iterator((file.code for file in files), trainer)
     return tokenizer
 
 
@@ -90,7 +90,7 @@ def tokenise(tokenizer: Tokenizer, files: Sequence[SourceFile], cache_folder: Pa
 
 def _documents(files: Sequence[SourceFile]) -> Iterator[str]:
     for file in files:
-        yield file.text + END
+        yield file.code + END
         yield from chats(file)
 
 

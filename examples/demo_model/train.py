@@ -124,7 +124,7 @@ def parameter_count(model: LlamaForCausalLM) -> int:
 
 def corpus_facts(files: Sequence[SourceFile], text: TokenisedText) -> dict[str, object]:
     """Return the size of a part of the corpus; the tokens include the chats made from the files."""
-    source_bytes = sum(len(file.text.encode()) for file in files)
+    source_bytes = sum(len(file.code.encode()) for file in files)
     return {"files": len(files), "bytes": source_bytes, "tokens": len(text.token_ids)}
 
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from block_directory.log_entries import entry_from_fields, entry_to_fields
@@ -74,6 +75,7 @@ def test_a_strange_record_is_one_kind_of_error(encoded: bytes) -> None:
 
 
 @given(st.binary(max_size=200) | st.recursive(st.none() | st.text() | st.floats(), st.lists).map(json.dumps))
+@hypothesis_settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_noise_is_refused(noise: bytes | str) -> None:
     with pytest.raises(ValueError, match=r".*"):
         record_from_json(noise.encode() if isinstance(noise, str) else noise)

@@ -1,6 +1,6 @@
 """However a log is cut, doubled and shuffled, a replica ends where the worker is."""
 
-from hypothesis import given
+from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
@@ -79,7 +79,7 @@ def tellings(draw: st.DrawFn) -> tuple[list[BlockEvent], list[int]]:
 
 
 @given(telling=tellings())
-@hypothesis_settings(max_examples=200, deadline=None)
+@hypothesis_settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_whatever_the_order_the_end_is_right(telling: tuple[list[BlockEvent], list[int]]) -> None:
     events, order = telling
     states: list[set[BlockHash]] = [set()]

@@ -44,7 +44,7 @@ REQUESTS = st.builds(
 @given(
     requests=st.lists(REQUESTS, min_size=1, max_size=8),
     spare=st.integers(0, 6),
-    imports_go_at=st.integers(0, 25),
+    imports_go_at=st.integers(0, 60),
     imports_fail=st.booleans(),
 )
 def test_every_request_ends_in_any_pool_that_holds_the_largest(
@@ -75,6 +75,8 @@ async def _run(requests: list[Request], spare: int, imports_go_at: int, imports_
         if now == imports_go_at:
             bench.source.go.set()
         bench.step()
+        bench.now_s += 0.3
+        bench.scheduler.sweep()
         await bench.settle()
         if len(answers) == len(requests) and bench.scheduler.idle:
             break

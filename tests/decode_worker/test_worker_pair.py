@@ -159,8 +159,10 @@ async def test_an_exporter_that_ends_in_the_middle_is_a_clear_failure() -> None:
         reads = [asyncio.create_task(drain(prefill)), asyncio.create_task(drain(decode))]
         gate.release(2)
         await gate.until_used()
+        closing = asyncio.create_task(pair.prefill.close())
+        await eventually(lambda: pair.prefill.parts.scheduler.idle)
         gate.release(100)
-        await pair.prefill.close()
+        await closing
         for read in reads:
             assert await code_of(read) in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED}
         pool = pair.decode.parts.pool
@@ -256,3 +258,38 @@ async def test_published_blocks_are_those_of_the_caches() -> None:
         await pair.until_free()
         await eventually(lambda: published(pair.prefill) == set(pair.prefill.parts.pool.cached_hashes()) != set())
         await eventually(lambda: published(pair.decode) == set(pair.decode.parts.pool.cached_hashes()) != set())
+
+
+async def test_an_engine_that_keeps_failing_breaks_its_worker() -> None:
+    async with running_pair() as pair:
+        pair.decode_engine.failures = 1
+        assert await code_of(pair.client.local("a", make_prompt(5))) is grpc.StatusCode.UNAVAILABLE
+        assert (await pair.client.local("b", make_prompt(5))).tokens == fake_answer(make_prompt(5), GREEDY)
+        pair.decode_engine.failures = 2
+        for name in ("c", "d"):
+            assert await code_of(pair.client.local(name, make_prompt(5))) is grpc.StatusCode.UNAVAILABLE
+        async with asyncio.timeout(5):
+            await pair.decode.wait_until_broken()
+        await pair.until_free()
+
+
+async def test_a_prefill_that_fails_fails_both_legs_and_frees_both_pools() -> None:
+    async with running_pair() as pair:
+        pair.prefill_engine.failures = 1
+        prefill, decode = await open_legs(pair, make_prompt(30))
+        codes = await asyncio.gather(code_of(drain(prefill)), code_of(drain(decode)))
+        assert set(codes) <= {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED, grpc.StatusCode.DATA_LOSS}
+        await pair.until_free()
+        assert (await pair.client.split("b", make_prompt(30))).tokens == fake_answer(make_prompt(30), GREEDY)
+
+
+async def test_an_attempt_is_read_once_and_the_next_one_again() -> None:
+    async with running_pair() as pair:
+        first = make_order("a", make_prompt(9))
+        await drain(pair.client.prefill.Prefill(prefill_to_proto(first)))
+        again = pair.client.prefill.Prefill(prefill_to_proto(first))
+        assert await code_of(drain(again)) is grpc.StatusCode.ABORTED
+        await drain(pair.client.prefill.Prefill(prefill_to_proto(make_order("a", make_prompt(9), attempt=2))))
+        order = make_order("a", make_prompt(9), attempt=2, origin=pair.client.origin)
+        await drain(pair.client.decode.Decode(decode_to_proto(order)))
+        await pair.until_free()

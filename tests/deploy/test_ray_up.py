@@ -25,6 +25,7 @@ CHECKOUT = FOLDER.parents[1]
 BIN = Path(sys.executable).parent
 MARK = "BATON_DEPLOY_TEST"
 READY_DEADLINE_S = 240.0
+LOOK_EVERY_S = 0.5
 CONFIGURATION = """
 [cluster]
 name = "deploy"
@@ -67,6 +68,10 @@ class Machine:
     node_environment: dict[str, str]
     sshd: LocalSshd
     router: str
+
+    def is_ready(self) -> bool:
+        """Whether `baton up` has written its state file."""
+        return (self.home / ".cache" / "baton" / "deploy.json").exists()
 
     def log(self) -> str:
         path = self.home / ".baton" / "baton.log"
@@ -165,11 +170,10 @@ def operate(machine: Machine, *command: str, timeout_s: float = 300.0) -> str:
 
 def wait_until_ready(machine: Machine) -> None:
     deadline = time.monotonic() + READY_DEADLINE_S
-    look = 0.2
-    while "ready" not in machine.log():
+    while not machine.is_ready():
         if time.monotonic() > deadline or not any("up" in each.cmdline() for each in machine.processes()):
             pytest.fail(f"baton up did not get ready:\n{machine.log()[-4000:]}")
-        time.sleep(look)
+        time.sleep(LOOK_EVERY_S)
 
 
 def test_ray_up_makes_a_cluster_that_answers_and_can_be_ended_by_pid(machine: Machine) -> None:

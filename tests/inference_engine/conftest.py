@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from inference_engine.engine import Engine
 from inference_engine.model_folder import ModelFolder, open_model_folder
 from inference_engine.settings import EngineSettings, ModelSettings
 from tests.model_fixtures import make_model, reference_model
+
+torch.set_num_threads(1)  # tests run beside one another, and small products are slower on two threads
 
 
 class Models:

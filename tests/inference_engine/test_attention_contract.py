@@ -92,28 +92,32 @@ class Case:
             return self.attention.prepare(self.batch).attend(self.query, LAYER, window).float().cpu()
 
     def expected(self, window: int = 0) -> torch.Tensor:
-        """Every row on its own, in float64, straight from the definition."""
-        storage, query = self.pool.storage.double().cpu(), self.query.double().cpu()
-        group = self.heads // storage.shape[3]
-        rows = []
+        """Straight from the definition, in float64."""
+        query = self.query.double().cpu()
+        layer = self.pool.storage[:, LAYER].double().cpu()  # [blocks, 2, kv_heads, block tokens, head_dim]
+        group = self.heads // layer.shape[2]
+        outputs: list[torch.Tensor] = []
+        first = 0
         for piece in self.pieces:
-            for offset in range(len(piece.token_ids)):
-                position = piece.start + offset
-                seen = range(max(0, position - window + 1) if window else 0, position + 1)
-                blocks = [piece.block_table[token // BLOCK_TOKENS] for token in seen]
-                slots = [token % BLOCK_TOKENS for token in seen]
-                keys, values = (storage[blocks, LAYER, part, :, slots].repeat_interleave(group, 1) for part in (0, 1))
-                scores = torch.einsum("hd,thd->ht", query[len(rows)], keys) / math.sqrt(keys.shape[2])
-                rows.append(torch.einsum("ht,thd->hd", scores.softmax(1), values))
-        return torch.stack(rows).float()
+            end = first + len(piece.token_ids)
+            context = torch.arange(piece.start + len(piece.token_ids))
+            blocks = torch.tensor(piece.block_table)[context // BLOCK_TOKENS]
+            pairs = layer[blocks, :, :, context % BLOCK_TOKENS].repeat_interleave(group, 2)  # [tokens, 2, heads, dim]
+            scores = torch.einsum("rhd,thd->hrt", query[first:end], pairs[:, 0]) / math.sqrt(pairs.shape[3])
+            age = context[piece.start :, None] - context[None, :]  # of each token, seen from each row
+            hidden = (age < 0) | (age >= (window or len(context)))
+            weights = scores.masked_fill(hidden, -math.inf).softmax(2)
+            outputs.append(torch.einsum("hrt,thd->rhd", weights, pairs[:, 1]))
+            first = end
+        return torch.cat(outputs).float()
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("heads", HEADS)
-@pytest.mark.parametrize("window", [0, 20])
-def test_equals_the_definition(backend: str, dtype: str, heads: str, shape: str, window: int) -> None:
+def test_equals_the_definition(backend: str, dtype: str, heads: str, shape: str) -> None:
     case = Case(backend, dtype, heads, SHAPES[shape])
-    torch.testing.assert_close(case.attend(window), case.expected(window), rtol=0, atol=TOLERANCE[dtype])
+    for window in (0, 20):
+        torch.testing.assert_close(case.attend(window), case.expected(window), rtol=0, atol=TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("head_dim", [8, 64, 128])
@@ -125,7 +129,7 @@ def test_head_sizes(backend: str, dtype: str, head_dim: int) -> None:
 def test_large_scores_neither_overflow_nor_vanish(backend: str, dtype: str) -> None:
     case = Case(backend, dtype, "gqa", SHAPES["ragged mix"])
     case.query *= 60
-    torch.testing.assert_close(case.attend(), case.expected(), rtol=0, atol=TOLERANCE[dtype])
+    torch.testing.assert_close(case.attend(), case.expected(), rtol=0, atol=max(1e-3, TOLERANCE[dtype]))
 
 
 def test_what_a_row_may_not_see_has_no_effect(backend: str, dtype: str) -> None:

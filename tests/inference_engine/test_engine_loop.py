@@ -85,3 +85,16 @@ async def test_answers_that_are_not_numbers_do_not_count_against_the_engine() ->
     await until(work, 0)
     await loop.close()
     assert work.places == [frozenset({0})] * 5
+
+
+async def test_a_mistake_in_planning_is_not_silent() -> None:
+    class Mistaken(CountedWork):
+        def next_step(self) -> StepPlan | None:
+            raise KeyError
+
+    broken = asyncio.Event()
+    loop = EngineLoop(engine=FakeEngine(2), work=Mistaken(1), on_broken=broken.set)
+    loop.start()
+    async with asyncio.timeout(10):
+        await broken.wait()
+    await loop.close()

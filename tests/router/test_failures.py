@@ -59,6 +59,7 @@ def crashing(worker: FakeWorker) -> Callable[[], Awaitable[None]]:
 
 async def outcomes(router: RouterHarness, request_id: str) -> list[str]:
     response = await router.cluster.GetPlacement(cluster_pb2.GetPlacementRequest(request_id=request_id))
+    assert all(span.start_s <= span.end_s for attempt in response.attempts for span in attempt.spans)
     assert [attempt.attempt for attempt in response.attempts] == list(range(1, len(response.attempts) + 1))
     return [attempt.outcome.partition(":")[0] for attempt in response.attempts]
 

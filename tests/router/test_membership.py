@@ -106,7 +106,7 @@ async def test_a_worker_that_differs_is_listed_with_the_reason_and_never_used(
         await router.add(NAME, **fields)
         assert await states(router) == {NAME: f"refused: {reason}"}
         assert reason in caplog.text
-        with pytest.raises(NoWorker):
+        with pytest.raises(NoWorker, match=reason):
             await router.generate(PROMPT, 3)
 
 

@@ -1,0 +1,79 @@
+"""UCX's own measuring program, from the `libucx` wheel: two processes on loopback, the same transports as ours.
+
+It sends one buffer again and again, which the caches hold, and spins while it waits: a peer that is hard to reach.
+"""
+
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import libucx
+import psutil
+
+TIMEOUT_S = 60.0
+_HOST = "127.0.0.1"
+_FOLDER = Path(str(libucx.__file__)).parent
+
+
+def bandwidth(tls: str, block_bytes: int, total_bytes: int, in_flight: int) -> float:
+    """Return GB/s of tagged messages (``tag_bw``)."""
+    count = max(64, total_bytes // block_bytes)
+    options = ["-t", "tag_bw", "-s", str(block_bytes), "-n", str(count), "-w", str(in_flight), "-O", str(in_flight)]
+    return _final_figures(tls, options)[-3] * 2**20 / 1e9  # its MB are of 2^20 bytes
+
+
+def round_trip(tls: str, message_bytes: int, count: int, wait: str) -> float:
+    """Return the median round trip in microseconds (``tag_lat``); ``wait`` is ``poll`` or ``sleep``."""
+    options = ["-t", "tag_lat", "-s", str(message_bytes), "-n", str(count), "-w", "100", "-E", wait]
+    return 2 * _final_figures(tls, options)[1]  # it prints half a round trip
+
+
+def _final_figures(tls: str, options: Sequence[str]) -> list[float]:
+    """Run both sides and return the numbers of the last line.
+
+    They are: iterations; median, mean and overall microseconds; then bandwidth and messages, each mean and overall.
+    """
+    program = str(_FOLDER / "bin" / "ucx_perftest")
+    port = str(_free_port())
+    ours = {"LD_LIBRARY_PATH": str(_FOLDER / "lib"), "UCX_TLS": tls, "UCX_RNDV_THRESH": "8192", "UCX_LOG_LEVEL": "error"}
+    environment = os.environ | ours
+    with subprocess.Popen([program, "-p", port], env=environment, stdout=subprocess.DEVNULL) as server:
+        try:
+            _await_listening(server)
+            client = subprocess.run(
+                [program, _HOST, "-p", port, "-f", *options],
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=TIMEOUT_S,
+                check=False,
+            )
+            if client.returncode != 0:
+                message = f"ucx_perftest {' '.join(options)}: {client.stderr.strip() or client.stdout.strip()}"
+                raise RuntimeError(message)
+            server.wait(TIMEOUT_S)
+        finally:
+            server.kill()
+    numbers = [word for word in client.stdout.splitlines()[-1].split() if word[0].isdigit()]
+    return [float(word) for word in numbers]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((_HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _await_listening(server: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    process = psutil.Process(server.pid)
+    while server.poll() is None and time.monotonic() < deadline:
+        if any(each.status == psutil.CONN_LISTEN for each in process.net_connections("tcp")):
+            return
+        time.sleep(0.005)
+    message = "ucx_perftest does not listen"
+    raise RuntimeError(message)
