@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.peer_process import until_told_to_end
 from cluster_core.holds import RequestHold
-from cluster_core.identity import Attempt, Incarnation, RequestId
+from cluster_core.identity import Attempt, BlockHash, Incarnation, RequestId
 from cluster_core.layout import KvLayout
 from cluster_rpc.limits import INTERNAL
 from cluster_rpc.server import HANDOFF, RpcServer
@@ -31,6 +31,7 @@ from prefill_worker.service import HandoffService
 LAYOUT = KvLayout(layers=12, kv_heads=4, head_dim=64, block_size_tokens=16, dtype="bfloat16")
 """The bench model's: blocks of 192 KiB."""
 HANDOVER_BLOCKS = 32
+HASHES = tuple(BlockHash(position.to_bytes(16, "big")) for position in range(HANDOVER_BLOCKS))
 MEMORY_BYTES = 128 * 2**20
 """More than any cache holds."""
 TRIGGER_BYTES = 64
@@ -171,7 +172,7 @@ class Sender:
         indices = self._holds.allocate(HANDOVER_BLOCKS, hold)
         export.seal(
             [
-                SealedBlock(position=position, index=index, hash=None, tokens=LAYOUT.block_size_tokens)
+                SealedBlock(position=position, index=index, hash=HASHES[position], tokens=LAYOUT.block_size_tokens)
                 for position, index in enumerate(indices)
             ]
         )

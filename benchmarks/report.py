@@ -99,6 +99,6 @@ def show(rows: Sequence[Row], *, as_json: bool) -> None:
     table = Table("case", "value", "unit", "against", "its value", "ratio")
     for row in rows:
         table.add_row(
-            row.case, f"{row.value:.4g}", row.unit, row.against, f"{row.against_value:.4g}", f"{row.ratio:.2f}"
+            row.case, f"{row.value:.4g}", row.unit, row.against, f"{row.against_value:.4g}", f"{row.ratio:.3g}"
         )
     Console(width=150).print(table)

@@ -3,6 +3,7 @@
 It sends one buffer again and again, which the caches hold, and spins while it waits: a peer that is hard to reach.
 """
 
+import importlib.util
 import os
 import socket
 import subprocess
@@ -10,12 +11,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import libucx
 import psutil
 
 TIMEOUT_S = 60.0
 _HOST = "127.0.0.1"
-_FOLDER = Path(str(libucx.__file__)).parent
 
 
 def bandwidth(tls: str, block_bytes: int, total_bytes: int, in_flight: int) -> float:
@@ -36,9 +35,15 @@ def _final_figures(tls: str, options: Sequence[str]) -> list[float]:
 
     They are: iterations; median, mean and overall microseconds; then bandwidth and messages, each mean and overall.
     """
-    program = str(_FOLDER / "bin" / "ucx_perftest")
+    folder = _wheel()
+    program = str(folder / "bin" / "ucx_perftest")
     port = str(_free_port())
-    ours = {"LD_LIBRARY_PATH": str(_FOLDER / "lib"), "UCX_TLS": tls, "UCX_RNDV_THRESH": "8192", "UCX_LOG_LEVEL": "error"}
+    ours = {
+        "LD_LIBRARY_PATH": str(folder / "lib"),
+        "UCX_TLS": tls,
+        "UCX_RNDV_THRESH": "8192",
+        "UCX_LOG_LEVEL": "error",
+    }
     environment = os.environ | ours
     with subprocess.Popen([program, "-p", port], env=environment, stdout=subprocess.DEVNULL) as server:
         try:
@@ -59,6 +64,14 @@ def _final_figures(tls: str, options: Sequence[str]) -> list[float]:
             server.kill()
     numbers = [word for word in client.stdout.splitlines()[-1].split() if word[0].isdigit()]
     return [float(word) for word in numbers]
+
+
+def _wheel() -> Path:
+    found = importlib.util.find_spec("libucx")
+    if found is None or found.origin is None:
+        message = "ucx_perftest comes with the package libucx-cu12, which is not installed"
+        raise RuntimeError(message)
+    return Path(found.origin).parent
 
 
 def _free_port() -> int:

@@ -79,7 +79,7 @@ def _candidate_line(candidate: Candidate, *, chosen: bool) -> Text:
     text = f"{where(candidate):<24} {duration(candidate.total_s):>7} = {terms or 'nothing to do'}"
     if candidate.prefill_cached_tokens or candidate.decode_cached_tokens:
         text += f", {candidate.prefill_cached_tokens} / {candidate.decode_cached_tokens} tokens cached"
-    return Text(f"{'›' if chosen else ' '} {text}", style="" if chosen else "dim")
+    return Text(f"{'*' if chosen else ' '} {text}", style="" if chosen else "dim")
 
 
 def _key(candidate: Candidate) -> tuple[object, object]:

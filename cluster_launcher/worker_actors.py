@@ -5,7 +5,7 @@ The only place that creates, asks and kills actors. Requests never travel throug
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from cluster_core.identity import Role, WorkerId
 from cluster_core.settings_reader import Document
 from cluster_launcher.ray_cluster import ROLE_RESOURCES, RayCluster
 from cluster_launcher.settings import ClusterSettings
+from cluster_launcher.worker_process import WorkerProcess
 
 _CLOSE_TIMEOUT_S = 10.0
 
@@ -63,23 +64,23 @@ class RayWorkerActors:
         document: Document,
         settings: ClusterSettings,
         directory_url: str,
-        class_of: Callable[[Role], type] | None = None,
+        kind: type = WorkerProcess,
     ) -> None:
         """Take what every worker is started with: the configuration and the directory's URL.
 
-        ``class_of`` names the class of a role's actors; without it, the real workers'.
+        ``kind`` is the class of the actors, called as `WorkerProcess` is.
         """
         self._cluster = cluster
         self._document = document
         self._settings = settings
         self._directory_url = directory_url
-        self._class_of = class_of or worker_class
+        self._kind = kind
         self._handles: dict[WorkerId, Any] = {}
         self._served: set[WorkerId] = set()
 
     def create(self, worker_id: WorkerId, role: Role) -> None:
         """Ask Ray for the actor; its process starts in the background."""
-        actor_class = self._cluster.ray.remote(self._class_of(role))
+        actor_class = self._cluster.ray.remote(self._kind)
         self._handles[worker_id] = actor_class.options(
             name=str(worker_id),
             num_cpus=self._settings.cpus_per_worker,
@@ -87,7 +88,7 @@ class RayWorkerActors:
             resources={ROLE_RESOURCES[role]: 1},
             max_restarts=-1,
             max_task_retries=0,
-        ).remote(self._document, str(worker_id), self._directory_url)
+        ).remote(role.value, self._document, str(worker_id), self._directory_url)
 
     async def describe(self, worker_id: WorkerId) -> Mapping[str, Any]:
         """Call the actor's `describe`."""
@@ -125,19 +126,6 @@ class RayWorkerActors:
             pass  # dead already, or stuck: the kill below is the answer to both
         finally:
             ray.kill(handle, no_restart=True)
-
-
-def worker_class(role: Role) -> type:
-    """Return the class whose instances are a role's workers. Imported late: it brings torch with it."""
-    match role:
-        case Role.PREFILL:
-            from prefill_worker.actor import PrefillWorkerActor  # noqa: PLC0415 - see above
-
-            return PrefillWorkerActor
-        case Role.DECODE:
-            from decode_worker.actor import DecodeWorkerActor  # noqa: PLC0415 - see above
-
-            return DecodeWorkerActor
 
 
 async def _result(reference: Any) -> Any:

@@ -7,10 +7,10 @@ very process that carries nothing. Closing a group cancels its receives and nobo
 goes back to the shelf.
 
 Error handling is on (``endpoint_error_handling=True``). Without it, reading from a process that has just died (CMA's
-``process_vm_readv``) ends *this* process. With it, UCX leaves shared memory and CMA out unless told that they can bear it
-(`_FAULT_OPTIONS`); then messages go by both, a failed read fails one message, and UCX's keep-alive finds a dead peer.
-CMA can bear it in our use: what it lacks is a way to stop a lost peer from reading our memory later, and whoever reads a
-block too late finds out by its digest.
+``process_vm_readv``) ends *this* process. With it, UCX leaves shared memory and CMA out unless told that they can
+bear it (`_FAULT_OPTIONS`); then messages go by both, a failed read fails one message, and UCX's keep-alive finds a
+dead peer. CMA can bear it in our use: what it lacks is a way to stop a lost peer from reading our memory later, and
+whoever reads a block too late finds out by its digest.
 
 Progress is ours. ucxx's own loop in asyncio spins while any request is pending, and here receives are pending for as
 long as a prefill computes. Instead, UCX's event descriptor wakes the loop, `_UcxWorker._advance` runs UCX until it is

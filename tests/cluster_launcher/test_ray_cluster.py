@@ -22,8 +22,8 @@ PREFILL, DECODE = WorkerId("prefill-0"), WorkerId("decode-0")
 class SmallWorker:
     """An actor that serves nothing; as a decode worker it can be told to die at birth."""
 
-    def __init__(self, document: dict[str, Any], worker_id: str, directory_url: str) -> None:
-        if document.get("dies_at_birth") and worker_id.startswith("decode"):
+    def __init__(self, role: str, document: dict[str, Any], worker_id: str, directory_url: str) -> None:
+        if document.get("dies_at_birth") and role == "decode":
             sys.stderr.write("engine.device: there is no such card\n")
             sys.stderr.flush()
             os._exit(3)
@@ -60,7 +60,7 @@ async def test_a_private_ray_lives_and_dies_with_its_cluster() -> None:
     cluster = RayCluster(settings)
     try:
         await cluster.start()
-        actors = RayWorkerActors(cluster, {}, settings, "unix:///nowhere", class_of=lambda _: SmallWorker)
+        actors = RayWorkerActors(cluster, {}, settings, "unix:///nowhere", kind=SmallWorker)
         pools = RayPools(actors, settings, SilentProgress())
         records = await pools.start()
         assert [record["worker_id"] for record in records] == [PREFILL, DECODE]
@@ -69,7 +69,7 @@ async def test_a_private_ray_lives_and_dies_with_its_cluster() -> None:
         psutil.Process(pid).kill()
         assert await _until_restarted(actors, DECODE, pid) != pid
 
-        doomed = RayWorkerActors(cluster, {"dies_at_birth": True}, settings, "", class_of=lambda _: SmallWorker)
+        doomed = RayWorkerActors(cluster, {"dies_at_birth": True}, settings, "", kind=SmallWorker)
         doomed.create(WorkerId("decode-9"), Role.DECODE)
         await _until_it_said(doomed, WorkerId("decode-9"), "no such card")
         await doomed.end(WorkerId("decode-9"))

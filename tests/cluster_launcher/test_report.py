@@ -76,7 +76,7 @@ def test_placement_cache_handoff_times_and_timeline_are_told(report: RequestRepo
         "32 of 80 prompt tokens found in a cache (2 blocks)",
         "3 blocks moved, 2 were there already; 3.0 MiB in 1.00 ms by ucx (3.15 GB/s)",
         "TTFT 11.0 ms, handover 2.00 ms, ITL 5.00 ms mean, 5.00 ms median, 3 tokens in 100 ms",
-        "› prefill-0 → decode-1     20.0 ms = prefill 20.0 ms, 32 / 0 tokens cached",
+        "* prefill-0 → decode-1     20.0 ms = prefill 20.0 ms, 32 / 0 tokens cached",
         "decode-0 alone           50.0 ms = prefill 50.0 ms, 32 / 0 tokens cached",
         "queue ",
         "decode ",

@@ -74,7 +74,7 @@ CASES: dict[str, tuple[pb.GenerateRequest, grpc.StatusCode, str]] = {
     "bad request id": (pb.GenerateRequest(text="a", request_id="no spaces"), INVALID, "request_id"),
     "long cache salt": (pb.GenerateRequest(text="a", cache_salt="s" * 65), INVALID, "cache_salt"),
     "priority": (pb.GenerateRequest(text="a", priority=8), INVALID, "priority"),
-    "can never fit": (request(input_ids=[1] * (POOL_TOKENS + 1)), RANGE, "tokenized.input_ids"),
+    "can never fit": (request(input_ids=[1] * (POOL_TOKENS + 1)), RANGE, "sampling_params.max_tokens"),
 }
 
 
