@@ -8,7 +8,8 @@ BENCH ?= kv engine serve route
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
-PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Bytecode is made afterwards, on all cores; without it every process of a cluster would compile what it imports.
+INSTALL = $(BIN)/python -m pip --disable-pip-version-check install -qq --no-compile $(PIP_OPTIONS)
 PROTOS := $(sort $(wildcard proto/cluster_rpc/v1/*.proto))
 # Generated code imports what the protos import; mypy's stubs (.pyi) are written beside it.
 PROTOC = $(BIN)/python -m grpc_tools.protoc -I proto --python_out=$(1) --grpc_python_out=$(1) --pyi_out=$(1) $(PROTOS)
@@ -26,12 +27,15 @@ $(STAMP): constraints.txt pyproject.toml
 	    { echo "Python 3.11, 3.12 or 3.13 is needed: make setup PYTHON=python3.11"; exit 2; }
 	@echo "[1/4] $(VENV) with $$($(PYTHON) --version)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "[2/4] torch (the largest part)"
-	@$(PIP) install --progress-bar on --quiet $(PIP_OPTIONS) "$$(grep '^torch==' constraints.txt)" -c constraints.txt
-	@echo "[3/4] the other libraries"
-	@$(PIP) install --quiet --no-deps $(PIP_OPTIONS) -r constraints.txt
+	@echo "[2/4] downloading and unpacking about 1.5 GB: torch and, beside it, all the others"
+	@$(INSTALL) --no-deps "$$(grep '^torch==' constraints.txt)" & torch=$$!; \
+	    grep -v '^torch==' constraints.txt > $(VENV)/others.txt && \
+	    $(INSTALL) --no-deps -r $(VENV)/others.txt; others=$$?; wait $$torch && exit $$others
+	@echo "[3/4] what torch needs on this machine, and bytecode"
+	@$(INSTALL) "$$(grep '^torch==' constraints.txt)" -c constraints.txt
+	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > /dev/null 2>&1 || true  # some packages ship files for other Pythons
 	@echo "[4/4] Baton itself, from this folder"
-	@$(PIP) install --quiet --no-deps --no-build-isolation $(PIP_OPTIONS) -e .
+	@$(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
 
 demo: setup  ## a real small cluster answers four prompts; ends with `identical: yes`

@@ -86,7 +86,6 @@ async def _end_call(call: HandoffCall) -> None:
     try:
         async with asyncio.timeout(FAREWELL_S):
             await call.done_writing()
-            while await call.read() is not _END:
-                pass
+            await call.code()
     except (TimeoutError, grpc.RpcError, asyncio.InvalidStateError):
         call.cancel()

@@ -10,7 +10,6 @@ from cluster_core.layout import KvLayout, ModelIdentity
 from inference_engine.attention import AttentionBackend
 from inference_engine.attention_compiled import CompiledAttention
 from inference_engine.attention_reference import ReferenceAttention
-from inference_engine.attention_varlen import VarlenAttention
 from inference_engine.batch import build_batch
 from inference_engine.decoder import Decoder
 from inference_engine.kv_pool import DTYPES, KvPool
@@ -115,6 +114,8 @@ def _make_attention(settings: EngineSettings, memory: KvPool) -> AttentionBacken
         case "compiled":
             return CompiledAttention(memory, settings.threads or torch.get_num_threads())
         case "varlen":
+            from inference_engine.attention_varlen import VarlenAttention  # noqa: PLC0415  # seconds, and CUDA alone
+
             return VarlenAttention(memory)
         case _:
             return ReferenceAttention(memory)

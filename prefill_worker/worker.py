@@ -154,6 +154,7 @@ class PrefillWorker:
         self._exit.callback(sweeper.cancel)
         address = await parts.server.start(reachable_host(self.site.settings.host), 0)
         self._exit.push_async_callback(parts.server.close)
+        self._exit.callback(parts.exporter.close, f"{self.site.worker_id} ends")
         record = WorkerRecord(
             worker_id=self.site.worker_id,
             incarnation=self.site.incarnation,

@@ -141,7 +141,7 @@ class Placer:
             largest = max(view.record.total_blocks for view in known if view.record.role is Role.DECODE)
             reason = (
                 f"{size.prompt_tokens} prompt tokens and {size.max_tokens} to write need more than the "
-                f"{largest * self._layout.block_size_tokens} tokens that the largest worker holds; send or ask for fewer"
+                f"{largest * self._layout.block_size_tokens} tokens of the largest worker; send or ask for fewer"
             )
             raise ContextTooLong(field_name, reason)
         if avoided.last_refusal is not None and any(view.record.incarnation in avoided.full for view in views):
