@@ -61,7 +61,7 @@ def removed(*numbers: int) -> BlocksRemoved:
     return BlocksRemoved(hashes=blocks(*numbers))
 
 
-async def eventually(holds: Callable[[], bool | Awaitable[bool]], deadline_s: float = 15.0) -> None:
+async def eventually(holds: Callable[[], bool | Awaitable[bool]], deadline_s: float = 30.0) -> None:
     """Return as soon as ``holds`` does; fail at the deadline."""
     async with asyncio.timeout(deadline_s):
         while True:

@@ -152,7 +152,7 @@ async def test_a_request_that_can_never_fit_is_refused_at_once() -> None:
     async with running_router() as router:
         await router.add("decode-0", total_blocks=4)
         await router.add("prefill-0")
-        with pytest.raises(ContextTooLong, match="64 tokens that the largest worker holds"):
+        with pytest.raises(ContextTooLong, match="64 tokens of the largest worker"):
             await router.generate(PROMPT, 60)
         assert len((await router.generate(PROMPT, 59)).token_ids) == 59
 
