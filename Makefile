@@ -25,17 +25,19 @@ setup: $(STAMP)  ## make .venv with the exact versions of constraints.txt (once;
 $(STAMP): constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
 	    { echo "Python 3.11, 3.12 or 3.13 is needed: make setup PYTHON=python3.11"; exit 2; }
-	@echo "[1/4] $(VENV) with $$($(PYTHON) --version)"
+	@echo "[1/5] $(VENV) with $$($(PYTHON) --version)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "[2/4] downloading and unpacking about 1.5 GB: torch and, beside it, all the others"
+	@echo "[2/5] downloading and unpacking about 1.5 GB: torch and, beside it, all the others"
 	@$(INSTALL) --no-deps "$$(grep '^torch==' constraints.txt)" & torch=$$!; \
 	    grep -v '^torch==' constraints.txt > $(VENV)/others.txt && \
 	    $(INSTALL) --no-deps -r $(VENV)/others.txt; others=$$?; wait $$torch && exit $$others
-	@echo "[3/4] what torch needs on this machine, and bytecode"
+	@echo "[3/5] what torch needs on this machine, and bytecode"
 	@$(INSTALL) "$$(grep '^torch==' constraints.txt)" -c constraints.txt
 	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > /dev/null 2>&1 || true  # some packages ship files for other Pythons
-	@echo "[4/4] Baton itself, from this folder"
+	@echo "[4/5] Baton itself, from this folder"
 	@$(INSTALL) --no-deps --no-build-isolation -e .
+	@echo "[5/5] the CPU's attention kernel, compiled once"
+	@$(BIN)/python -m inference_engine.attention_compiled
 	@touch $@
 
 demo: setup  ## a real small cluster answers four prompts; ends with `identical: yes`

@@ -166,7 +166,7 @@ def measure(folder: Path, rounds: int) -> list[report.Row]:
         measurements: list[Measurement] = [partial(ours.prefill, batch), partial(theirs.prefill, batch)]
         if batch == 1:
             measurements += [partial(limits.gemm, dtype) for dtype in (torch.bfloat16, torch.float32)]
-        value, peer, *gemms = _medians(case, rounds, measurements)
+        value, peer, *gemms = report.interleaved(case, rounds, measurements)
         rows.append(report.higher_is_better(case, value, "tokens/s", "transformers", peer))
         if gemms:
             kind = "bfloat16" if gemms[0] >= gemms[1] else "float32"
@@ -181,7 +181,7 @@ def measure(folder: Path, rounds: int) -> list[report.Row]:
         ]
         if batch == 1:
             measurements.append(limits.weight_streams)
-        value, growing, static, *streams = _medians(case, rounds, measurements)
+        value, growing, static, *streams = report.interleaved(case, rounds, measurements)
         against = f"transformers ({'growing' if growing >= static else 'static'} cache, the faster)"
         rows.append(report.higher_is_better(case, value, "tokens/s", against, max(growing, static)))
         if streams:
@@ -190,19 +190,13 @@ def measure(folder: Path, rounds: int) -> list[report.Row]:
     return rows
 
 
-def _medians(case: str, rounds: int, measurements: list[Measurement]) -> list[float]:
-    for measurement in measurements:
-        measurement()  # the first one compiles, allocates and fills caches
-    return report.interleaved(case, rounds, measurements)
-
-
 def main() -> None:
     """Measure and print."""
     options = report.parser(__doc__).parse_args()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the library's own
     with tempfile.TemporaryDirectory() as folder:
-        rows = measure(make_bench_model(Path(folder) / "bench-82m"), 1 if options.quick else 7)
+        rows = measure(make_bench_model(Path(folder) / "bench-82m"), 1 if options.quick else 6)
     report.show(rows, as_json=options.json)
 
 

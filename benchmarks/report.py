@@ -56,11 +56,11 @@ def turns(what: str, rounds: int, measurements: int) -> Iterator[int]:
 
 
 def interleaved(what: str, rounds: int, measurements: Sequence[Callable[[], float]]) -> list[float]:
-    """Run the measurements in `turns` and return their medians."""
+    """Run the measurements in `turns` and return their medians; the first of several rounds warms up and is dropped."""
     results: list[list[float]] = [[] for _ in measurements]
     for position in turns(what, rounds, len(measurements)):
         results[position].append(measurements[position]())
-    return [statistics.median(values) for values in results]
+    return [statistics.median(values[1:] or values) for values in results]
 
 
 def machine() -> dict[str, object]:

@@ -25,9 +25,7 @@ class CompiledAttention:
         self._bits = pool.storage.view(bits).numpy()
         self._threads = threads
         self._others = ThreadPoolExecutor(threads - 1, "attention") if threads > 1 else None
-        nothing = np.empty((0, pool.storage.shape[3], pool.storage.shape[5]), np.float32)
-        no_tiles, no_table = np.empty((0, 4), np.int32), np.empty((0, 1), np.int32)
-        attend_items(nothing, self._bits, 0, 0, no_tiles, no_table, nothing, 0, 1)
+        compile_kernel(self._bits)
 
     def prepare(self, batch: Batch) -> "CompiledStep":
         """Cut the rows of each sequence into tiles."""
@@ -37,6 +35,13 @@ class CompiledAttention:
         """End the threads."""
         if self._others is not None:
             self._others.shutdown()
+
+
+def compile_kernel(bits: npt.NDArray[np.uint16] | npt.NDArray[np.uint32]) -> None:
+    """Compile the kernel for a pool of these numbers, or load it from numba's cache, by running it on nothing."""
+    nothing = np.empty((0, bits.shape[3], bits.shape[5]), np.float32)
+    no_tiles, no_table = np.empty((0, 4), np.int32), np.empty((0, 1), np.int32)
+    attend_items(nothing, bits, 0, 0, no_tiles, no_table, nothing, 0, 1)
 
 
 class CompiledStep:
@@ -82,3 +87,8 @@ def _tiles(batch: Batch) -> Int32Array:
             (sequence, row, min(TILE_QUERIES, end - row), row + shift) for row in range(start, end, TILE_QUERIES)
         )
     return np.array(tiles, dtype=np.int32)
+
+
+if __name__ == "__main__":  # `make setup`: three workers that start together need not compile it each
+    compile_kernel(np.empty((0, 1, 2, 1, 1, 1), np.uint16))
+    compile_kernel(np.empty((0, 1, 2, 1, 1, 1), np.uint32))

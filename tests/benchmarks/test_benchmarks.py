@@ -50,9 +50,13 @@ def test_measurements_take_turns_and_every_other_round_goes_backwards() -> None:
     assert list(report.turns("a test", rounds=3, measurements=2)) == [0, 1, 1, 0, 0, 1]
 
 
-def test_the_medians_are_those_of_each_measurement() -> None:
-    values = iter([1.0, 50.0, 60.0, 3.0, 2.0, 70.0])
-    assert report.interleaved("a test", 3, [lambda: next(values), lambda: next(values)]) == [2.0, 60.0]
+def test_the_medians_are_those_of_each_measurement_without_its_first() -> None:
+    values = iter([900.0, 800.0, 60.0, 3.0, 2.0, 70.0])
+    assert report.interleaved("a test", 3, [lambda: next(values), lambda: next(values)]) == [2.5, 65.0]
+
+
+def test_a_single_round_counts() -> None:
+    assert report.interleaved("a test", 1, [lambda: 4.0]) == [4.0]
 
 
 def test_baton_bench_prints_one_json_object() -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]  # comes with Ray; its types are a package of their own
+import yaml
 
 FOLDER = Path(__file__).parents[2] / "cluster_configs" / "ray"
 RAY_UP_FILES = ("on_premise.yaml", "aws.yaml", "gcp.yaml")
