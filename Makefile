@@ -43,7 +43,7 @@ $(STAMP): constraints.txt pyproject.toml
 demo: setup  ## a real small cluster answers four prompts; ends with `identical: yes`
 	@$(BIN)/baton demo
 
-check: setup  ## format, lint, types, rows of the house, stubs
+check: setup  ## format, lint, types, rows of the house, stubs, house tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy .
@@ -51,6 +51,7 @@ check: setup  ## format, lint, types, rows of the house, stubs
 	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(call PROTOC,"$$fresh") && \
 	    diff -r -x __init__.py -x __pycache__ "$$fresh/cluster_rpc/v1" cluster_rpc/v1 && echo "stubs: up to date" || \
 	    { echo "stubs: not what proto/ says; run make proto"; exit 1; }
+	$(BIN)/python -m pytest tests/house
 
 test: setup  ## all tests but those of make test-deploy
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not deploy" $(TEST_OPTIONS)

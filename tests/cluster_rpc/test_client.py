@@ -72,7 +72,7 @@ async def test_every_option_reaches_its_field(client: BatonClient, service: Scri
         ignore_eos=True,
         seed=-3,
         include_stop_str_in_output=True,
-        keep_special_tokens=True,
+        skip_special_tokens=False,
         request_id="r",
         model="m",
         cache_salt="s",

@@ -31,6 +31,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCluster
         folder,
         model,
         cluster={"decode": 1},
+        router={"watch_period_s": 0.05},
         prefill={"total_blocks": POOL_BLOCKS},
         decode={"total_blocks": POOL_BLOCKS},
     )
@@ -108,6 +109,7 @@ def is_quiet(view: ClusterView) -> bool:
 
 async def nothing_left(cluster: RunningCluster) -> None:
     async with BatonClient(cluster.address) as client:
+        await quiet(client)
         view = await client.list_workers()
     assert (view.live_requests, view.queued_requests) == (0, 0)
     assert [worker.load.held_blocks for worker in view.workers] == [0, 0]

@@ -30,10 +30,13 @@ class Served:
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, shared_ray: str
+) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp(request.param)
     model = make_model(folder / "model", request.param)
-    with running_cluster(cluster_config(folder, model), folder) as cluster:
+    config = cluster_config(folder, model, cluster={"ray_address": shared_ray})
+    with running_cluster(config, folder) as cluster:
         yield Served(cluster.address, model, Oracle(model))
 
 

@@ -70,7 +70,7 @@ def test_every_field_is_taken_over() -> None:
             "ignore_eos": True,
             "seed": -5,
             "include_stop_str_in_output": True,
-            "keep_special_tokens": True,
+            "skip_special_tokens": False,
         },
     )
     assert prepared == PreparedRequest(
@@ -82,6 +82,11 @@ def test_every_field_is_taken_over() -> None:
         priority=7,
         seed=-5,
     )
+
+
+@pytest.mark.parametrize(("written", "skipped"), [({}, True), ({"skip_special_tokens": True}, True)])
+def test_special_tokens_are_skipped_unless_the_client_refuses(written: dict[str, bool], skipped: bool) -> None:
+    assert prepare(text="a", sampling_params=written).text.skip_special is skipped
 
 
 def test_a_chat_is_rendered_and_gets_no_second_beginning() -> None:
