@@ -1,6 +1,7 @@
 """The bare peer of the router: a `grpc.aio` server that answers a request with two messages, and knows nothing else.
 
-``python -m benchmarks.echo_server FIRST_HEX LAST_HEX`` prints its address and runs until it is interrupted.
+``python -m benchmarks.echo_server FIRST_HEX LAST_HEX`` prints its address and runs until its
+input ends or it is interrupted.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ from typing import Any
 
 import grpc
 
-from benchmarks.peer_process import until_told_to_end
+from benchmarks.peer_process import orders
 
 METHOD = "/benchmarks.Echo/Echo"
 
@@ -30,7 +31,8 @@ async def main(first: bytes, last: bytes) -> None:
     await server.start()
     sys.stdout.write(f"127.0.0.1:{port}\n")
     sys.stdout.flush()
-    await until_told_to_end()
+    async for _ in orders():
+        pass
     await server.stop(0)
 
 

@@ -1,7 +1,7 @@
 """A prefill and a decode worker that answer at once: real servers, registered in a real directory, no engine.
 
-``python -m benchmarks.instant_workers MODEL_FOLDER DIRECTORY_URL`` prints the addresses of both and runs until it is
-interrupted. What a request through the router takes then is the router's time and gRPC's.
+``python -m benchmarks.instant_workers MODEL_FOLDER DIRECTORY_URL`` prints the addresses of both and runs until
+its input ends or it is interrupted. What a request through the router takes then is the router's time and gRPC's.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peer_process import until_told_to_end
+from benchmarks.peer_process import orders
 from block_directory.redis_directory import RedisDirectory
 from block_directory.settings import DirectorySettings
 from cluster_core.identity import Role, WorkerId, new_incarnation
@@ -97,7 +97,8 @@ async def main(folder: Path, directory_url: str) -> None:
         await directory.register(record, LEASE_S)
     sys.stdout.write(" ".join(record.address for record in records) + "\n")
     sys.stdout.flush()
-    await until_told_to_end()
+    async for _ in orders():
+        pass
     for worker in workers:
         await worker.close()
     await directory.close()

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.peer_process import until_told_to_end
+from benchmarks.peer_process import orders
 from cluster_core.holds import RequestHold
 from cluster_core.identity import Attempt, BlockHash, Incarnation, RequestId
 from cluster_core.layout import KvLayout
@@ -138,7 +138,7 @@ class Sender:
         """Do what is asked; ``ready`` is called when the other side may begin."""
         match order:
             case Offer():
-                self._offer(order)
+                await self._offer(order)
                 ready()
             case Blocks():
                 peer = await self._transport.connect(bytes.fromhex(order.to))
@@ -165,7 +165,11 @@ class Sender:
             lambda number: peer.send(blocks[number], order.tag + 1 + number),
         )
 
-    def _offer(self, order: Offer) -> None:
+    async def _offer(self, order: Offer) -> None:
+        async with asyncio.timeout(self._settings.lease_s):
+            # The acceptance of the last hand-over may still be on its way.
+            while self._holds.available() < HANDOVER_BLOCKS:  # noqa: ASYNC110  # the pool has no event for it
+                await asyncio.sleep(0.001)
         request_id = RequestId(order.request_id)
         hold = RequestHold(request_id, ATTEMPT)
         export = self._exporter.open(request_id, ATTEMPT)
@@ -188,18 +192,10 @@ async def main(tls: str) -> None:
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
 
-    async def obey_lines() -> None:
-        loop = asyncio.get_running_loop()
-        while line := await loop.run_in_executor(None, sys.stdin.readline):
-            await sender.obey(_order_from(line), lambda: answer("ready"))
-
     answer(await sender.start())
-    obeying = asyncio.create_task(obey_lines())
-    told = asyncio.create_task(until_told_to_end())
-    await asyncio.wait((obeying, told), return_when=asyncio.FIRST_COMPLETED)
+    async for line in orders():
+        await sender.obey(_order_from(line), lambda: answer("ready"))
     await sender.close()
-    if obeying.done():
-        obeying.result()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -61,7 +61,11 @@ def running(
 def running_command(
     command: Sequence[str], *, log: Path | None, environment: Mapping[str, str]
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run a command in the checkout's root; what it writes on its standard error goes to ``log``, if there is one."""
+    """Run a command in the checkout's root; what it writes on its standard error goes to ``log``, if there is one.
+
+    SIGTERM, from now on, ends a benchmark as Ctrl-C does: with everything that it started.
+    """
+    signal.signal(signal.SIGTERM, _leave)
     errors = log.open("wb") if log else None
     process = subprocess.Popen(
         command,
@@ -80,12 +84,22 @@ def running_command(
             errors.close()
 
 
-async def until_told_to_end() -> None:
-    """Return at SIGINT or SIGTERM: what a process that serves waits for."""
-    told = asyncio.Event()
+async def orders() -> AsyncIterator[str]:
+    """Yield, in a process that was started here, the lines said to it.
+
+    Ends with the input, so that nobody outlives a benchmark that was killed, and at SIGINT or SIGTERM.
+    """
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, told.set)
-    await told.wait()
+        loop.add_signal_handler(number, reader.feed_eof)
+    while line := await reader.readline():
+        yield line.decode()
+
+
+def _leave(_signal: int, _frame: object) -> None:
+    sys.exit(128 + signal.SIGTERM)
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

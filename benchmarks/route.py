@@ -187,8 +187,8 @@ async def measure(folder: Path, *, quick: bool) -> list[report.Row]:
     """Return a row for each of `CASES`."""
     async with _everything(folder) as calls:
         await _latencies(calls, 5 if quick else 50)  # connections, caches, the routers' view of the workers
-        taken = await _latencies(calls, 10 if quick else 400)
-        rates = await _throughputs(calls, 1 if quick else 5, CONCURRENCY if quick else 1500)
+        taken = await _latencies(calls, 10 if quick else 300)
+        rates = await _throughputs(calls, 1 if quick else 5, CONCURRENCY if quick else 640)
     rows = []
     for placement, direct in (("split", "prefill"), ("local", "decode")):
         added_ms = 1000 * (taken[placement] - taken[direct])

@@ -191,7 +191,7 @@ async def measure(routers: Routers, *, quick: bool) -> list[report.Row]:
         local = Asker(await exits.enter_async_context(BatonClient(routers.local)), split=False)
         for asker in (split, local):
             await asker.ask_new(64)
-        rows = await _latency_rows(split, local, 1 if quick else 7)
+        rows = await _latency_rows(split, local, 1 if quick else 5)
         rows.append(await _cached_row(split, 1 if quick else 5))
         rows.append(await _streams_row(split, local, 1 if quick else 5))
     return rows

@@ -15,6 +15,8 @@ class RequestHold:
 
     request_id: RequestId
     attempt: Attempt
+    submission: int = 0
+    """Numbers the worker's submissions: a client may use an id again before the blocks of its first use are back."""
 
 
 @dataclass(frozen=True, slots=True)

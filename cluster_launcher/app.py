@@ -16,7 +16,10 @@ app = typer.Typer(
     help="Serve a language model on two pools of workers: prefill reads prompts, decode writes answers.",
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    epilog="Exit codes: 0 done, 1 what was asked for is not so, 2 usage or configuration, 3 no cluster answers.",
+    epilog=(
+        "Exit codes: 0 done, 1 what was asked for is not so, 2 usage or configuration, 3 no cluster answers, "
+        "130 ended by Ctrl-C (demo, generate; up ends with 0)."
+    ),
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON on standard output, and no progress.")]
@@ -131,7 +134,7 @@ def doctor(context: typer.Context, config: OptionalConfig = None, as_json: Json 
     from cluster_launcher.doctor_command import doctor as command  # noqa: PLC0415 - as above
 
     surroundings: Surroundings = context.obj
-    raise typer.Exit(command(config, surroundings.environment, Output(as_json=as_json)))
+    raise typer.Exit(command(config, surroundings, Output(as_json=as_json)))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

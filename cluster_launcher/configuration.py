@@ -20,7 +20,9 @@ from inference_engine.model_folder import ModelFolder, open_model_folder
 from inference_engine.settings import EngineSettings, ModelSettings
 from kv_transfer.settings import TransferSettings
 from prefill_worker.settings import PrefillSettings
+from router.chat_template import load_chat_template
 from router.settings import RouterSettings
+from router.tokenizer import load_tokenizer
 
 _DEFAULT_REDIS_PORT = 6379
 _CONNECT_TIMEOUT_S = 3.0
@@ -76,13 +78,24 @@ def check_surroundings(configuration: Configuration) -> ModelFolder:
 
     Raises `ModelFolderError` or `PartUnavailable`.
     """
-    folder = open_model_folder(configuration.model)
+    folder = open_served_folder(configuration.model)
     port = port_is_free("router.port", configuration.router_address)
     if port.verdict is Verdict.FAIL:
         message = f"router.port: {port.found}; {port.cure}"
         raise PartUnavailable(message)
     if configuration.directory.url:
         check_directory_url(configuration.directory.url)
+    return folder
+
+
+def open_served_folder(settings: ModelSettings) -> ModelFolder:
+    """Open the model folder and read all but its weights, as the workers and the router will.
+
+    Raises `ModelFolderError`.
+    """
+    folder = open_model_folder(settings)
+    load_tokenizer(folder.path)
+    load_chat_template(folder.path)
     return folder
 
 

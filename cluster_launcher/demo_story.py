@@ -79,7 +79,10 @@ def scene(number: int, answers: Sequence[str]) -> Scene:
         case _:
             return Scene(
                 title="the second turn of the first conversation",
-                what_to_see="the first answer's own blocks are found where it was written",
+                what_to_see=(
+                    "the decode worker that wrote the first answer still has its blocks: the pair with it has the most "
+                    "cached and the least to move"
+                ),
                 prompt=_OPENING + answers[0] + _SECOND_TURN,
             )
 

@@ -1,24 +1,25 @@
 """`baton doctor`: what this machine has, what it lacks, and the cure for each."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from block_directory.settings import DirectorySettings
 from cluster_core.errors import BatonError, OperatorError
-from cluster_launcher.configuration import Configuration, check_directory_url, load_configuration
+from cluster_launcher.configuration import Configuration, check_directory_url, load_configuration, open_served_folder
 from cluster_launcher.exit_codes import ExitCode
 from cluster_launcher.findings import Finding, Verdict, fail, findings_table, ok
 from cluster_launcher.host_findings import host
-from cluster_launcher.network_findings import network
+from cluster_launcher.network_findings import network, port_is_free, ray_listens
 from cluster_launcher.output import Output
 from cluster_launcher.software_findings import software
-from inference_engine.model_folder import open_model_folder
+from cluster_launcher.state_file import RunningCluster
+from cluster_launcher.surroundings import Surroundings
 from router.settings import RouterSettings
 
 
-def doctor(path: Path | None, environment: Mapping[str, str], output: Output) -> ExitCode:
+def doctor(path: Path | None, surroundings: Surroundings, output: Output) -> ExitCode:
     """Look at everything; with ``path``, also at what that configuration needs. Fails when any finding does."""
-    findings = list(_findings(path, environment))
+    findings = list(_findings(path, surroundings))
     failed = sum(finding.verdict is Verdict.FAIL for finding in findings)
     output.facts({"healthy": failed == 0, "findings": [finding.as_json() for finding in findings]})
     output.console.print(findings_table(findings))
@@ -27,7 +28,21 @@ def doctor(path: Path | None, environment: Mapping[str, str], output: Output) ->
     return ExitCode.NOT_SO if failed else ExitCode.OK
 
 
-def _findings(path: Path | None, environment: Mapping[str, str]) -> Iterator[Finding]:
+def router_port(address: str, running: list[RunningCluster]) -> Finding:
+    """Say whether the router's port is free, or taken by a cluster of ours, which is as it should be."""
+    finding = port_is_free("router.port", address)
+    if finding.verdict is Verdict.FAIL:
+        for cluster in running:
+            if cluster.address.rpartition(":")[2] == address.rpartition(":")[2]:
+                return ok(
+                    "router.port",
+                    f"{address} is taken by the cluster {cluster.name!r} that runs here (pid {cluster.pid}); "
+                    "a second one needs another port",
+                )
+    return finding
+
+
+def _findings(path: Path | None, surroundings: Surroundings) -> Iterator[Finding]:
     yield from software()
     yield from host()
     configuration: Configuration | None = None
@@ -38,14 +53,15 @@ def _findings(path: Path | None, environment: Mapping[str, str]) -> Iterator[Fin
             yield fail(str(path), "refused", str(error))
         else:
             yield ok(str(path), "every key is known and every value can be served")
-            yield from _configured(configuration)
+            yield from _configured(configuration, surroundings)
     router = configuration.router if configuration else RouterSettings()
-    yield from network([("router.port", f"{router.host}:{router.port}")], environment)
+    yield from network(surroundings.environment)
+    yield router_port(f"{router.host}:{router.port}", surroundings.state_files.alive())
 
 
-def _configured(configuration: Configuration) -> Iterator[Finding]:
+def _configured(configuration: Configuration, surroundings: Surroundings) -> Iterator[Finding]:
     try:
-        folder = open_model_folder(configuration.model)
+        folder = open_served_folder(configuration.model)
     except BatonError as error:
         yield fail("model.path", "cannot be served", str(error))
     else:
@@ -57,3 +73,5 @@ def _configured(configuration: Configuration) -> Iterator[Finding]:
             yield fail("directory.url", "no answer", str(error))
         else:
             yield ok("directory.url", "something listens there")
+    if configuration.cluster.ray_address:
+        yield ray_listens(configuration.cluster.ray_address, surroundings.environment)

@@ -23,10 +23,6 @@ class ClusterUnreachable(BatonError):
     """No cluster answers where one was expected; the text says how to start or name one."""
 
 
-class NotSo(BatonError):
-    """What the command was to show is not so."""
-
-
 def exit_code_of(error: BatonError) -> ExitCode:
     """Return the code with which a command ends after ``error``."""
     match error:

@@ -5,6 +5,7 @@ import re
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata, util
 from pathlib import Path
@@ -15,20 +16,19 @@ from cluster_launcher.host_findings import has_infiniband
 _TRANSPORT = re.compile(r"Transport:\s*(\S+)")
 _VERSION = re.compile(r"(?:Library version:|UCT version=|UCX version|^# )\s*(\d+\.\d+\.\d+)", re.MULTILINE)
 _RDMA = ("rc_verbs", "rc_mlx5", "dc_mlx5", "ud_verbs", "ud_mlx5", "srd", "gga_mlx5")
+_CONNECT_TIMEOUT_S = 3.0
 _SAME_HOST = ("posix", "sysv", "cma", "xpmem", "knem")
 
 
-def network(addresses: Sequence[tuple[str, str]], environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Yield the findings; ``addresses`` are (setting, ``host:port``) pairs that must be free."""
+def network(environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Yield what holds for every configuration."""
     yield from ucx(environment)
     yield directory_server()
-    for setting, address in addresses:
-        yield port_is_free(setting, address)
 
 
 def ucx(environment: Mapping[str, str]) -> Iterator[Finding]:
     """Ask UCX itself, through its own ``ucx_info``, which transports this machine can use."""
-    program, libraries, origin = _ucx_info()
+    program, libraries, origin = _ucx_info(environment)
     if program is None:
         yield fail("ucx", "no ucx_info and no UCX library", "run `make setup` (the wheel libucx-cu12 brings both)")
         return
@@ -77,8 +77,34 @@ def port_is_free(setting: str, address: str) -> Finding:
     return ok(setting, f"{address} is free" if port != "0" else f"{address}: a free port is chosen at start")
 
 
-def _ucx_info() -> tuple[str | None, dict[str, str], str]:
-    """Return the program, the variables that let it find its libraries, and where it comes from."""
+def ray_listens(address: str, environment: Mapping[str, str]) -> Finding:
+    """Look whether something listens where ``cluster.ray_address`` leads, found in the order of Ray's own search."""
+    where = environment.get("RAY_ADDRESS") or address
+    if where == "auto":
+        parent = environment.get("RAY_TMPDIR") or environment.get("TMPDIR") or tempfile.gettempdir()
+        note = Path(parent) / "ray" / "ray_current_cluster"
+        where = note.read_text(encoding="utf-8").strip() if note.is_file() else ""
+    cure = 'start one with `ray start --head`, or set cluster.ray_address = "" for a private one'
+    if not where:
+        return fail("cluster.ray_address", "auto: no Ray was started on this machine", cure)
+    host, _, port = where.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+    except (OSError, ValueError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        return fail("cluster.ray_address", f"nothing listens at {where} ({why})", cure)
+    return ok("cluster.ray_address", f"something listens at {where}")
+
+
+def _ucx_info(environment: Mapping[str, str]) -> tuple[str | None, dict[str, str], str]:
+    """Return the program, the variables that let it find its libraries, and where it comes from.
+
+    The loader of the wheel takes the system's UCX where it is told to prefer it; so does this.
+    """
+    program_on_path = shutil.which("ucx_info", path=environment.get("PATH"))
+    prefers_system = environment.get("RAPIDS_LIBUCX_PREFER_SYSTEM_LIBRARY", "false").lower() != "false"
+    if program_on_path and prefers_system:
+        return program_on_path, {}, program_on_path
     spec = util.find_spec("libucx")
     if spec is not None and spec.submodule_search_locations:
         folder = Path(spec.submodule_search_locations[0])
@@ -86,7 +112,6 @@ def _ucx_info() -> tuple[str | None, dict[str, str], str]:
         if program.is_file() and os.access(program, os.X_OK):
             libraries = {"LD_LIBRARY_PATH": str(folder / "lib")}
             return str(program), libraries, f"the wheel libucx-cu12 {_version_of('libucx-cu12')}"
-    program_on_path = shutil.which("ucx_info")
     return program_on_path, {}, program_on_path or ""
 
 

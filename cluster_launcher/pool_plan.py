@@ -13,7 +13,7 @@ class PoolChange:
     start: tuple[WorkerId, ...]
     """In ascending order."""
     stop: tuple[WorkerId, ...]
-    """The newest first."""
+    """Those that serve nobody first, then the newest first."""
 
 
 def worker_name(role: Role, number: int) -> WorkerId:
@@ -26,11 +26,11 @@ def worker_number(worker_id: WorkerId) -> int:
     return int(worker_id.rpartition("-")[2])
 
 
-def plan_pool(role: Role, running: Collection[WorkerId], wanted: int) -> PoolChange:
-    """Fill the lowest free numbers, and take away the highest: the newest have the least in their caches."""
+def plan_pool(role: Role, running: Collection[WorkerId], wanted: int, unwell: Collection[WorkerId] = ()) -> PoolChange:
+    """Fill the lowest free numbers; take away ``unwell`` workers, then the newest: they have the least cached."""
     if wanted >= len(running):
         free = (worker_name(role, number) for number in range(wanted + len(running)))
         missing = wanted - len(running)
         return PoolChange(start=tuple([name for name in free if name not in running][:missing]), stop=())
-    newest_first = sorted(running, key=worker_number, reverse=True)
-    return PoolChange(start=(), stop=tuple(newest_first[: len(running) - wanted]))
+    leaving_first = sorted(running, key=lambda name: (name in unwell, worker_number(name)), reverse=True)
+    return PoolChange(start=(), stop=tuple(leaving_first[: len(running) - wanted]))

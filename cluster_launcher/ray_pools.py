@@ -7,15 +7,15 @@ by Ray under its name with a new incarnation; one that keeps dying is given up a
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from cluster_core.errors import PartUnavailable
+from cluster_core.errors import BatonError, InvalidField
 from cluster_core.identity import Role, WorkerId
 from cluster_launcher.pool_plan import plan_pool
 from cluster_launcher.progress import Progress
 from cluster_launcher.restart_budget import RestartBudget
-from cluster_launcher.settings import ClusterSettings
+from cluster_launcher.settings import PRIVATE_RAY_WORKERS, ClusterSettings
 from cluster_launcher.worker_actors import WorkerActors, worker_failed
 from cluster_rpc.answers import ClusterView, WorkerView
 
@@ -57,6 +57,9 @@ class RayPools:
         self._running: dict[WorkerId, Role] = {}
         self._budgets: dict[WorkerId, RestartBudget] = {}
         self._changing = asyncio.Lock()
+        self._leaving: asyncio.Task[None] | None = None
+        self._restarts_seen: dict[WorkerId, int] = {}
+        self._unseen: set[WorkerId] = set()
 
     @property
     def running(self) -> Mapping[WorkerId, Role]:
@@ -78,16 +81,19 @@ class RayPools:
     async def set_pools(self, prefill: int, decode: int) -> tuple[int, int]:
         """Bring the pools to these sizes and return what runs then. Serving goes on meanwhile.
 
-        Grows before it shrinks, so that there is always somebody to serve. Raises `PartUnavailable` when a new worker
-        does not come up: the pools are then as they were.
+        Grows before it shrinks, so that there is always somebody to serve. Raises `InvalidField` for a size that
+        cannot run, and `PartUnavailable` when a new worker does not come up: the pools are then as they were. A caller
+        that goes away meanwhile stops the growing, but not the shrinking: a drained worker would serve nobody.
         """
         for key, count, least in (("prefill", prefill, 0), ("decode", decode, 1)):
-            if count < least:
-                message = f"{key}: {count} workers; at least {least} must run"
-                raise PartUnavailable(message)
+            if not least <= count <= PRIVATE_RAY_WORKERS:
+                raise InvalidField(key, f"{count} workers; from {least} to {PRIVATE_RAY_WORKERS} can run")
         async with self._changing:
+            if self._leaving is not None:
+                await asyncio.wait([self._leaving])  # a caller that went away left it to us
+            unwell = await self._unwell()
             changes = {
-                role: plan_pool(role, [name for name, kind in self._running.items() if kind is role], count)
+                role: plan_pool(role, [name for name, kind in self._running.items() if kind is role], count, unwell)
                 for role, count in ((Role.PREFILL, prefill), (Role.DECODE, decode))
             }
             names = [(name, role) for role, change in changes.items() for name in change.start]
@@ -99,35 +105,49 @@ class RayPools:
                     await self._end([name for name, _ in names])
                     raise
             leaving = [name for change in changes.values() for name in change.stop]
-            await asyncio.gather(*(self._drain_and_end(name) for name in leaving))
+            self._leaving = asyncio.ensure_future(_all(self._drain_and_end(name) for name in leaving))
+            await asyncio.shield(self._leaving)
             return self._count(Role.PREFILL), self._count(Role.DECODE)
 
     async def watch(self) -> None:
         """Look after restarts until cancelled: say each one, and give up a worker whose budget is spent."""
-        seen: dict[WorkerId, int] = {}
         while True:
             for worker_id in list(self._running):
-                life = await self._actors.life(worker_id)
-                if life.restarts > seen.get(worker_id, 0):
-                    self._progress.note(f"{worker_id} died and is being started again (restart {life.restarts})")
-                seen[worker_id] = life.restarts
-                within_budget = self._budgets[worker_id].observe(life.restarts, self._clock())
-                if not within_budget or life.dead:
-                    await self._give_up(worker_id)
-                    seen.pop(worker_id, None)
+                try:
+                    await self._look_after(worker_id)
+                except Exception as error:  # noqa: BLE001 - whatever Ray raises: serving needs no look at Ray
+                    if worker_id in self._running and worker_id not in self._unseen:
+                        self._unseen.add(worker_id)
+                        self._progress.note(f"{worker_id}: Ray does not say how it is ({_last_line(error)})")
             await asyncio.sleep(self._look_period_s * 4)
 
     async def close(self) -> None:
-        """End every worker."""
+        """End every worker, those that are being drained among them."""
+        if self._leaving is not None:
+            self._leaving.cancel()
+            await asyncio.wait([self._leaving])
         await self._end(list(self._running))
 
+    async def _look_after(self, worker_id: WorkerId) -> None:
+        life = await self._actors.life(worker_id)
+        if worker_id not in self._running:
+            return  # it was ended while Ray was asked
+        self._unseen.discard(worker_id)
+        if life.restarts > self._restarts_seen.get(worker_id, 0):
+            self._progress.note(f"{worker_id} died and is being started again (restart {life.restarts})")
+        self._restarts_seen[worker_id] = life.restarts
+        within_budget = self._budgets[worker_id].observe(life.restarts, self._clock())
+        if not within_budget or life.dead:
+            await self._give_up(worker_id)
+
     async def _create(self, names: Sequence[tuple[WorkerId, Role]]) -> list[Mapping[str, Any]]:
-        for name, role in names:
-            self._actors.create(name, role)
-            self._running[name] = role
-            self._budgets[name] = RestartBudget(self._settings.restart_budget, self._settings.restart_window_s)
-        tasks = [asyncio.ensure_future(self._come_up(name)) for name, _ in names]
+        tasks: list[asyncio.Future[Mapping[str, Any]]] = []
         try:
+            for name, role in names:
+                self._running[name] = role
+                self._budgets[name] = RestartBudget(self._settings.restart_budget, self._settings.restart_window_s)
+                self._ask_for(name, role)
+            tasks.extend(asyncio.ensure_future(self._come_up(name)) for name, _ in names)
             return list(await asyncio.gather(*tasks))
         except BaseException:
             for task in tasks:
@@ -135,6 +155,12 @@ class RayPools:
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._end([name for name, _ in names])
             raise
+
+    def _ask_for(self, worker_id: WorkerId, role: Role) -> None:
+        try:
+            self._actors.create(worker_id, role)
+        except Exception as error:  # Ray refuses in many kinds, all of them meaning the same to the user
+            raise worker_failed(worker_id, _last_line(error)) from error
 
     async def _come_up(self, worker_id: WorkerId) -> Mapping[str, Any]:
         """Wait for the worker's own word that it serves, for its death, or for the end of patience."""
@@ -190,27 +216,53 @@ class RayPools:
                 raise worker_failed(missing[0], why)
             await asyncio.sleep(self._look_period_s)
 
-    async def _drain_and_end(self, worker_id: WorkerId) -> None:
+    async def _unwell(self) -> Collection[WorkerId]:
+        """Return the running workers that serve nobody now, as far as the router can say."""
         assert self._router is not None, "attach() first"
+        try:
+            workers = (await self._router.list_workers()).workers
+        except BatonError:
+            return ()
+        return self._running.keys() - {view.worker_id for view in workers if view.state == "ready"}
+
+    async def _drain_and_end(self, worker_id: WorkerId) -> None:
         with self._progress.part(f"draining {worker_id}") as tell:
-            deadline = self._clock() + self._settings.drain_timeout_s
-            calm = 0
+            try:
+                idle = await self._drain(worker_id, tell)
+                tell("" if idle else "ended before it was idle")
+            finally:
+                await self._end([worker_id])
+
+    async def _drain(self, worker_id: WorkerId, tell: Callable[[str], None]) -> bool:
+        """Wait until nobody needs the worker. False when it went first, is unknown, or patience ended."""
+        assert self._router is not None, "attach() first"
+        deadline = self._clock() + self._settings.drain_timeout_s
+        calm = 0
+        try:
             known = await self._router.drain(worker_id)
-            while known and calm < _CALM_LOOKS and self._clock() < deadline:
-                await asyncio.sleep(self._look_period_s)
-                view = next(
-                    (view for view in (await self._router.list_workers()).workers if view.worker_id == worker_id), None
-                )
-                if view is None or view.state == "lost":
-                    break
-                busy = _busy(view)
-                calm = calm + 1 if view.state == "draining" and busy == 0 else 0
-                tell(f"{busy} requests and blocks still there")
-            tell("" if calm >= _CALM_LOOKS else "ended before it was idle")
-            await self._end([worker_id])
+        except BatonError as error:
+            tell(str(error))
+            known = True  # the router may have taken note, and only the worker may not have heard: look at it
+        while known and calm < _CALM_LOOKS and self._clock() < deadline:
+            await asyncio.sleep(self._look_period_s)
+            try:
+                workers = (await self._router.list_workers()).workers
+            except BatonError as error:
+                tell(str(error))
+                continue
+            view = next((view for view in workers if view.worker_id == worker_id), None)
+            if view is None or view.state == "lost":
+                break
+            busy = _busy(view)
+            calm = calm + 1 if view.state == "draining" and busy == 0 else 0
+            tell(f"{busy} requests and blocks still there")
+        return calm >= _CALM_LOOKS
 
     async def _give_up(self, worker_id: WorkerId) -> None:
-        words = await self._actors.last_words(worker_id)
+        try:
+            words = await self._actors.last_words(worker_id)
+        except Exception:  # noqa: BLE001 - as above; the worker goes, whether or not its log can be read
+            words = ""
         self._progress.note(
             f"{worker_id} died more than {self._settings.restart_budget} times in "
             f"{self._settings.restart_window_s:g} s and is given up ({words or 'no last words'}); "
@@ -222,10 +274,19 @@ class RayPools:
         for name in names:
             self._running.pop(name, None)
             self._budgets.pop(name, None)
-        await asyncio.gather(*(self._actors.end(name) for name in names))
+            self._restarts_seen.pop(name, None)
+            self._unseen.discard(name)
+        await _all(self._actors.end(name) for name in names)
 
     def _count(self, role: Role) -> int:
         return sum(1 for kind in self._running.values() if kind is role)
+
+
+async def _all(works: Iterable[Awaitable[None]]) -> None:
+    """Run the works side by side to the end of each; then raise what the first failed one raised."""
+    for outcome in await asyncio.gather(*works, return_exceptions=True):
+        if isinstance(outcome, BaseException):
+            raise outcome
 
 
 def _busy(view: WorkerView) -> int:

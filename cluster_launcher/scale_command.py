@@ -32,7 +32,7 @@ def parse_pools(arguments: Sequence[str]) -> dict[Role, int]:
 async def scale(address: str, pools: dict[Role, int], output: Output) -> ExitCode:
     """Bring the pools to these sizes; a pool that is not named keeps its size."""
     async with reach(address) as (client, view):
-        wanted = {role: pools.get(role, _serving(view, role)) for role in Role}
+        wanted = {role: pools.get(role, _meant_to_run(view, role)) for role in Role}
         progress = output.progress()
         with progress.part(f"prefill={wanted[Role.PREFILL]} decode={wanted[Role.DECODE]}") as tell:
             change = asyncio.ensure_future(client.set_pools(wanted[Role.PREFILL], wanted[Role.DECODE]))
@@ -47,8 +47,9 @@ async def scale(address: str, pools: dict[Role, int], output: Output) -> ExitCod
         return ExitCode.OK if (prefill, decode) == (wanted[Role.PREFILL], wanted[Role.DECODE]) else ExitCode.NOT_SO
 
 
-def _serving(view: ClusterView, role: Role) -> int:
-    return sum(1 for worker in view.workers if worker.role is role and worker.state == "ready")
+def _meant_to_run(view: ClusterView, role: Role) -> int:
+    """Count a pool as it is meant to be: a worker that is lost is being started again; one that drains is leaving."""
+    return sum(1 for worker in view.workers if worker.role is role and worker.state != "draining")
 
 
 async def _states(client: BatonClient) -> str:

@@ -75,6 +75,11 @@ class StateFiles:
         if running is not None and running.pid == os.getpid():
             path.unlink(missing_ok=True)
 
+    def alive(self) -> list[RunningCluster]:
+        """Return the clusters that run here. Stale files stay: nobody is told of them here."""
+        found = (self._read(path) for path in sorted(self._folder.glob("*.json")))
+        return [running for running in found if running is not None and _is_alive(running)]
+
     def find(self, name: str) -> RunningCluster:
         """Return the running cluster: the named one, or the only one when ``name`` is empty.
 

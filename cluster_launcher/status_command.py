@@ -6,6 +6,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from block_directory.redis_answer import without_password
 from cluster_core.identity import Role
 from cluster_launcher.exit_codes import ExitCode
 from cluster_launcher.output import Output
@@ -39,7 +40,7 @@ def status_json(address: str, view: ClusterView) -> dict[str, Any]:
         "model": view.model,
         "live_requests": view.live_requests,
         "queued_requests": view.queued_requests,
-        "directory_url": view.directory_url,
+        "directory_url": without_password(view.directory_url),
         "workers": [_worker_json(worker) for worker in view.workers],
     }
 
@@ -49,7 +50,7 @@ def pools_table(view: ClusterView) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("worker", "role", "state"):
         table.add_column(name, no_wrap=True)
-    for name in ("queue", "running", "held / cached / all blocks", "step", "pid"):
+    for name in ("queue", "running", "held / cached / all blocks", "preempted", "step", "pid"):
         table.add_column(name, justify="right", no_wrap=True)
     for worker in sorted(view.workers, key=lambda worker: (worker.role is Role.DECODE, worker.worker_id)):
         load = worker.load
@@ -60,6 +61,7 @@ def pools_table(view: ClusterView) -> Table:
             str(load.waiting_requests),
             str(load.running_requests),
             f"{load.held_blocks} / {load.cached_blocks} / {load.total_blocks}",
+            str(load.preemptions),
             duration(load.decode_step_s) if load.decode_step_s else "-",
             str(worker.pid),
         )

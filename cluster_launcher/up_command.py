@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from block_directory.redis_answer import without_password
 from cluster_launcher.cluster import Cluster, Ready
 from cluster_launcher.configuration import Configuration, check_surroundings, load_configuration
 from cluster_launcher.exit_codes import ExitCode
@@ -51,7 +52,7 @@ def _say_ready(name: str, ready: Ready, output: Output) -> None:
             "name": name,
             "address": ready.address,
             "model": ready.model,
-            "directory_url": ready.directory_url,
+            "directory_url": without_password(ready.directory_url),
             "ray_address": ready.ray_address,
             "workers": [dict(record) for record in ready.workers],
         }

@@ -22,7 +22,7 @@ class GenerateOptions(TypedDict, total=False):
     ignore_eos: bool
     seed: int
     include_stop_str_in_output: bool
-    keep_special_tokens: bool
+    skip_special_tokens: bool
     request_id: str
     model: str
     cache_salt: str

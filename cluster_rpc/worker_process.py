@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from cluster_core.errors import OperatorError
 from cluster_core.identity import WorkerId
@@ -100,6 +100,15 @@ async def _serve(worker: Worker) -> int:
         if broken is not None:
             broken.cancel()
         await worker.close()
+
+
+def end_process(code: int) -> NoReturn:
+    """End this process with ``code`` and wait for no thread: an engine step that hangs would keep it for ever."""
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # whoever read it is gone
+            stream.flush()
+    os._exit(code)
 
 
 def describe(record: WorkerRecord) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 import sys
 
-from cluster_rpc.worker_process import run_worker
+from cluster_rpc.worker_process import end_process, run_worker
 from decode_worker.wiring import build_worker
 
 if __name__ == "__main__":
-    sys.exit(run_worker(build_worker, "decode_worker", sys.argv[1:]))
+    end_process(run_worker(build_worker, "decode_worker", sys.argv[1:]))

@@ -56,9 +56,10 @@ class Answer:
     def write(self, token_id: int) -> FinishReason | None:
         """Append a token that was drawn here, tell the reader, and say whether the answer is complete.
 
-        Where there is a prefill worker, the answer's first token is for it to tell.
+        Where there is a prefill worker, the answer's first token is for it to tell. If the prompt was read here all the
+        same, both tell it: the reader then notices if they disagree.
         """
-        if self.written or self.order.origin is None:
+        if self.written or self.order.origin is None or self.read_here:
             self.stream.put(TokensWritten(offset=self.written, token_ids=(token_id,)))
         return self.take_over(token_id)
 

@@ -1,6 +1,7 @@
 """The importer's conversation with a prefill worker, over gRPC."""
 
 import asyncio
+from collections import Counter
 from typing import Any
 
 import grpc
@@ -60,21 +61,35 @@ class GrpcBlockSource:
         self._importer = importer
         self._channels = channels
         self._farewells: set[asyncio.Task[None]] = set()
+        self._calls: Counter[str] = Counter()
+        """Calls under way by address."""
 
     async def __call__(self, origin: PrefillOrigin, job: ImportJob) -> Imported:
-        """Import the job's blocks from ``origin``."""
+        """Import the job's blocks from ``origin``. A lost worker's channel goes with the last call on it."""
         channel = self._channels.get(origin.address)
         stub = handoff_pb2_grpc.HandoffServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
         call: HandoffCall = stub.Handoff()
+        self._calls[origin.address] += 1
         try:
             imported = await self._importer.run(job, GrpcHandoffChannel(call, origin.worker_id))
-        except BaseException:
+        except BaseException as error:
             call.cancel()
+            if self._call_over(origin.address) and isinstance(error, WorkerLost):
+                await self._channels.discard(origin.address)
             raise
         farewell = asyncio.create_task(_end_call(call), name=f"end of hand-over {job.request_id}")
         self._farewells.add(farewell)
         farewell.add_done_callback(self._farewells.discard)
+        farewell.add_done_callback(lambda _: self._call_over(origin.address))
         return imported
+
+    def _call_over(self, address: str) -> bool:
+        """Count a call as ended; return whether it was the last one."""
+        self._calls[address] -= 1
+        if self._calls[address]:
+            return False
+        del self._calls[address]
+        return True
 
     async def close(self) -> None:
         """Wait for the calls that are being ended."""

@@ -87,7 +87,7 @@ class DecodeScheduler:
             order=order,
             sequence=TokenSequence(
                 pool=parts.pool,
-                hold=RequestHold(order.request_id, order.attempt),
+                hold=RequestHold(order.request_id, order.attempt, self._submitted),
                 root=order.root_hash,
                 token_ids=order.prompt_token_ids,
                 block_size_tokens=parts.capacity.layout.block_size_tokens,

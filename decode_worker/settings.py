@@ -24,6 +24,8 @@ class DecodeSettings:
     """Unread tokens after which an answer is paused."""
     slow_reader_s: float = 30.0
     """How long an answer stays paused before it is ended."""
+    step_timeout_s: float = 60.0
+    """How long an engine step may take. After that the worker counts as broken and ends, to be started again."""
     drain_s: float = 30.0
     """How long a worker that is told to end waits for its running requests."""
 
@@ -37,6 +39,9 @@ class DecodeSettings:
             if getattr(self, key) < 0:
                 message = f"{key}: must not be negative"
                 raise ValueError(message)
+        if self.step_timeout_s <= 0:
+            message = "step_timeout_s: must be above 0"
+            raise ValueError(message)
         if self.token_budget <= self.max_running:
             message = f"token_budget: must be more than max_running ({self.max_running}), or prompts are never read"
             raise ValueError(message)

@@ -31,7 +31,7 @@ from kv_transfer.transport import Transport
 log = logging.getLogger(__name__)
 
 SWEEP_S = 0.25
-"""How often paused answers and late imports are looked at."""
+"""How often paused answers, late imports and the engine's step are looked at."""
 
 DRAIN_POLL_S = 0.02
 
@@ -113,7 +113,7 @@ class DecodeWorker:
             raise
 
     async def wait_until_broken(self) -> None:
-        """Return when the engine has failed for good."""
+        """Return when the engine has failed for good, or hangs."""
         await self._broken.wait()
 
     def break_down(self) -> None:
@@ -184,6 +184,13 @@ class DecodeWorker:
         while True:
             await asyncio.sleep(SWEEP_S)
             self.parts.scheduler.sweep()
+            self._check_step()
+
+    def _check_step(self) -> None:
+        age_s = self.parts.loop.step_age_s
+        if age_s > self.site.settings.step_timeout_s and not self._broken.is_set():
+            log.critical("an engine step has not ended for %.1f s: this worker ends", age_s)
+            self.break_down()
 
     def _sweeper_over(self, sweeper: asyncio.Task[None]) -> None:
         if not sweeper.cancelled():

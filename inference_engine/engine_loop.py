@@ -8,12 +8,16 @@ So plans and results never need a lock, and while a step computes, requests come
     work.step_done(result)           on the event loop; appends tokens, seals blocks
 
 Blocks that a running step writes must not be given back before the step is over: `StepWork` sees to that.
+
+A thread cannot be ended from outside, so a step that never returns can only be noticed (`EngineLoop.step_age_s`) and
+left to the end of the process, which must not wait for it (`cluster_rpc.worker_process.end_process`).
 """
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 from inference_engine.sampler import BrokenLogits
@@ -22,6 +26,8 @@ from inference_engine.step import StepPlan, StepResult
 log = logging.getLogger(__name__)
 
 FAILURES_UNTIL_BROKEN = 2
+CLOSE_PATIENCE_S = 10.0
+"""How long closing waits for the step that computes."""
 
 
 class Stepping(Protocol):
@@ -54,12 +60,22 @@ class StepWork(Protocol):
 class EngineLoop:
     """Steps until closed. ``on_broken`` is called once, when the engine raised twice in a row or the work raised."""
 
-    def __init__(self, *, engine: Stepping, work: StepWork, on_broken: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        *,
+        engine: Stepping,
+        work: StepWork,
+        on_broken: Callable[[], None],
+        close_patience_s: float = CLOSE_PATIENCE_S,
+    ) -> None:
         self.steps = 0
         self._engine = engine
         self._work = work
         self._on_broken = on_broken
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        self._close_patience_s = close_patience_s
+        self._step: Future[StepResult] | None = None
+        self._step_began_s = 0.0
         self._woken = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -73,14 +89,24 @@ class EngineLoop:
         self._woken.set()
 
     async def close(self) -> None:
-        """Finish the step that computes now, and end."""
+        """Finish the step that computes now, and end. A step that takes longer than the patience is left to itself."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        await asyncio.to_thread(self._thread.shutdown)
+        self._thread.shutdown(wait=False)
+        if self._step is not None and not self._step.done():
+            ending = asyncio.wrap_future(self._step)
+            ending.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody waits for it
+            await asyncio.wait({ending}, timeout=self._close_patience_s)
+            if ending.cancel():
+                log.error("an engine step has not ended for %.0f s: it is left to itself", self.step_age_s)
+
+    @property
+    def step_age_s(self) -> float:
+        """How long the present step has been computing; 0 between steps."""
+        return 0.0 if self._step is None or self._step.done() else time.monotonic() - self._step_began_s
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
         failures = 0
         while failures < FAILURES_UNTIL_BROKEN:
             self._woken.clear()
@@ -89,7 +115,9 @@ class EngineLoop:
                 await self._woken.wait()
                 continue
             try:
-                result = await loop.run_in_executor(self._thread, self._engine.step, plan)
+                self._step_began_s = time.monotonic()
+                self._step = self._thread.submit(self._engine.step, plan)
+                result = await asyncio.wrap_future(self._step)
             except BrokenLogits as error:
                 log.error("some answers are not numbers: %s", error)  # noqa: TRY400  # nothing to learn from its trace
                 self._work.step_failed(error, frozenset(error.places))

@@ -16,6 +16,8 @@ from cluster_core.errors import ModelFolderError
 from cluster_core.sampling import Sampling
 
 _WORD = (1 << 64) - 1
+_COLDEST = 1e-6
+"""Lower temperatures draw the same token; the lowest would be 0 in float32."""
 
 
 class BrokenLogits(ModelFolderError):
@@ -59,7 +61,8 @@ def draw_tokens(logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
 
 def _sample(logits: torch.Tensor, highest: torch.Tensor, draws: list[Draw]) -> list[int]:
     device = logits.device
-    temperatures = torch.tensor([draw.sampling.temperature for draw in draws], device=device)
+    wished = [max(draw.sampling.temperature, _COLDEST) for draw in draws]
+    temperatures = torch.tensor(wished, device=device)
     probabilities = torch.softmax((logits - highest[:, None]) / temperatures[:, None], dim=-1)
     if any(draw.sampling.top_k > 0 or draw.sampling.top_p < 1 for draw in draws):
         probabilities = _cut(probabilities, draws)

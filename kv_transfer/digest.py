@@ -10,6 +10,7 @@ from typing import Any
 import xxhash
 
 from cluster_core.identity import BlockHash
+from kv_transfer.memory import BlockMemory
 
 DIGEST_BYTES = 16
 
@@ -23,3 +24,28 @@ def block_digest(buffer: Any, position: int, block_hash: BlockHash | None) -> by
     content = buffer.cpu().numpy() if hasattr(buffer, "__cuda_array_interface__") else buffer
     digest: bytes = xxhash.xxh3_128_digest(content, seed)
     return digest
+
+
+class DigestMemo:
+    """Remembers the digests of full blocks, one for each index of a pool, so that a block is read once in its life.
+
+    A full block never changes until its index is allocated again, under another generation. Forgets by itself: what is
+    new at an index takes the place of what was there.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[tuple[int, int, BlockHash], bytes]] = {}
+
+    def digest(
+        self, memory: BlockMemory, index: int, generation: int, position: int, block_hash: BlockHash | None
+    ) -> bytes:
+        """Return `block_digest` of block ``index``; of a full one (with a hash) as it was when first asked for."""
+        if block_hash is None:
+            return block_digest(memory.buffer(index), position, None)
+        name = (generation, position, block_hash)
+        known = self._known.get(index)
+        if known is not None and known[0] == name:
+            return known[1]
+        digest = block_digest(memory.buffer(index), position, block_hash)
+        self._known[index] = (name, digest)
+        return digest

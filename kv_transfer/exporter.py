@@ -3,8 +3,8 @@
 Life of an export. The worker opens it with a request, seals blocks as their chunks are computed (each takes a
 `LeaseHold`, so the request may end without them), and finishes it with the first token. An importer's stream attaches
 to it, early or late, and pulls. The lease ends when the importer accepts, when anything fails, or when nobody listens
-any more: ``lease_s`` after the prefill, or ``grace_s`` after a stream that broke. An ended export stays known for
-``lease_s``, so that who comes too late hears why.
+any more: ``lease_s`` after the prefill, or ``grace_s`` where a stream has come and broken. An ended export stays known
+for ``lease_s``, so that who comes too late hears why.
 """
 
 import asyncio
@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from typing import assert_never
 
 from cluster_core.blocks import BlockReference
-from cluster_core.errors import ExportGone, LegFailed, TransferFailed, WorkerLost
+from cluster_core.errors import BatonError, ExportGone, LegFailed, TransferFailed, WorkerLost
 from cluster_core.handoff import ExporterMessage, ExportFailed, ImporterMessage, OpenExport
 from cluster_core.holds import LeaseHold
 from cluster_core.identity import Attempt, BlockHash, Incarnation, RequestId
 from cluster_core.layout import KvLayout
-from kv_transfer.digest import block_digest
+from kv_transfer.digest import DigestMemo
 from kv_transfer.export_session import ExporterSession, ExporterState
 from kv_transfer.memory import BlockHolds, BlockMemory
 from kv_transfer.session import (
@@ -56,6 +56,7 @@ class ExportMemory:
     memory: BlockMemory
     holds: BlockHolds
     layout: KvLayout
+    digests: DigestMemo
 
 
 class Listener:
@@ -92,11 +93,13 @@ class Export:
         self._settings = settings
         self._clock = clock
         self._listener: Listener | None = None
+        self._was_served = False
 
     def seal(self, blocks: Sequence[SealedBlock]) -> None:
         """Offer blocks whose content is final, positions ascending. Without effect once the export is over.
 
-        Takes a lease hold on each and computes its digest here and now (about 0.1 ms for 1 MiB).
+        Takes a lease hold on each and computes its digest here and now (about 0.1 ms for 1 MiB), unless it was sealed
+        before: so a prefix from the cache costs nothing, and a bit of it that has flipped since shows at the importer.
         """
         if self._session.over:
             return
@@ -107,12 +110,13 @@ class Export:
         holds.acquire(block.index, self.lease)
         if block.tokens < self._blocks.layout.block_size_tokens:
             memory.clear_unused(block.index, block.tokens)
+        generation = holds.generation(block.index)
         return BlockReference(
             position=block.position,
             index=block.index,
-            generation=holds.generation(block.index),
+            generation=generation,
             hash=block.hash,
-            digest=block_digest(memory.buffer(block.index), block.position, block.hash),
+            digest=self._blocks.digests.digest(memory, block.index, generation, block.position, block.hash),
             tokens=block.tokens,
         )
 
@@ -122,7 +126,8 @@ class Export:
             return
         self._feed(PrefillFinished(first_token_id=first_token_id))
         if self._listener is None:
-            self.deadline = self._clock() + self._settings.lease_s
+            patience_s = self._settings.grace_s if self._was_served else self._settings.lease_s
+            self.deadline = self._clock() + patience_s
 
     def fail(self, reason: str) -> None:
         """Take the offer back: the importer hears ``reason``. Without effect once the export is over."""
@@ -142,6 +147,7 @@ class Export:
             message = f"request {self.lease.request_id} is being handed over already"
             raise ExportGone(message)
         self._listener = listener
+        self._was_served = True
         self.deadline = None
         self._feed(opening)
 
@@ -220,7 +226,7 @@ class Exporter:
         self.orphaned = 0
         """Lease holds that were found on blocks after their export had given them back: always 0 without a bug."""
         self._transport = transport
-        self._blocks = ExportMemory(memory=memory, holds=holds, layout=layout)
+        self._blocks = ExportMemory(memory=memory, holds=holds, layout=layout, digests=DigestMemo())
         self._incarnation = incarnation
         self._settings = settings
         self._clock = clock
@@ -254,7 +260,7 @@ class Exporter:
             opening, export = await self._open_for(messages)
             listener = Listener(await self._transport.connect(opening.importer_transport_address))
             export.attach(listener, opening)
-        except LegFailed as error:
+        except BatonError as error:
             yield ExportFailed(reason=str(error))
             return
         reading = asyncio.create_task(_read(messages, export, listener))
@@ -326,7 +332,7 @@ async def _read(messages: AsyncIterator[ImporterMessage], export: Export, listen
     try:
         async for message in messages:
             export.hear(message)
-    except LegFailed as error:
-        listener.end(error)
+    except BatonError as error:
+        listener.end(error if isinstance(error, LegFailed) else TransferFailed(str(error)))
     else:
         listener.end(None if export.over else WorkerLost("the importer ended its stream"))

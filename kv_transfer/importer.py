@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, assert_never
 
-from cluster_core.errors import LegFailed, TransferFailed, WorkerLost
+from cluster_core.errors import BatonError, LegFailed, TransferFailed, WorkerLost
 from cluster_core.handoff import (
     ExporterMessage,
     ExportFinished,
@@ -25,6 +25,7 @@ from cluster_core.handoff import (
     HandoffReport,
     ImporterMessage,
     OpenExport,
+    RejectBlocks,
 )
 from cluster_core.holds import WriterHold
 from cluster_core.identity import Attempt, BlockHash, Incarnation, RequestId, WorkerId
@@ -44,11 +45,14 @@ class HandoffChannel(Protocol):
     """The stream to the exporter."""
 
     async def send(self, message: ImporterMessage) -> None:
-        """Send; raises `WorkerLost` when the stream has ended."""
+        """Send; raises `WorkerLost` when the stream has ended, or another `BatonError` that ended it."""
         ...
 
     async def receive(self) -> ExporterMessage:
-        """Return the next message; raises `WorkerLost` at the stream's end."""
+        """Return the next message.
+
+        Raises `WorkerLost` at the stream's end, and another `BatonError` for what ended it or cannot be a message.
+        """
         ...
 
 
@@ -176,7 +180,7 @@ class _Import:
         self._job = job
         self._channel = channel
         self._session = ImporterSession(expected, draw_tag)
-        self._inbox: asyncio.Queue[ImporterEvent | LegFailed] = asyncio.Queue()
+        self._inbox: asyncio.Queue[ImporterEvent | BatonError] = asyncio.Queue()
         self._receives: set[Future[None]] = set()
         self._peer: Peer | None = None
         self._moved = 0
@@ -223,7 +227,7 @@ class _Import:
         while True:
             try:
                 message = await self._channel.receive()
-            except LegFailed as error:
+            except BatonError as error:
                 self._inbox.put_nowait(error)
                 return
             if isinstance(message, ExportFinished):
@@ -246,6 +250,9 @@ class _Import:
             raise TransferFailed(message) from error
         if isinstance(event, LegFailed):
             raise event
+        if isinstance(event, BatonError):
+            await self._refuse(str(event))
+            raise TransferFailed(str(event)) from event
         return event
 
     async def _say(self, message: ImporterMessage) -> None:
@@ -255,6 +262,15 @@ class _Import:
         except TimeoutError as error:
             reason = f"{self._job.exporter} takes no messages"
             raise WorkerLost(reason) from error
+        except LegFailed:
+            raise
+        except BatonError as error:
+            raise TransferFailed(str(error)) from error
+
+    async def _refuse(self, reason: str) -> None:
+        """Tell the exporter that the hand-over is over, if it still listens."""
+        with contextlib.suppress(LegFailed):
+            await self._say(RejectBlocks(reason=reason, positions=()))
 
     async def _perform(self, action: ImporterAction) -> Imported | None:
         match action:

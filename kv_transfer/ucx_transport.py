@@ -1,10 +1,10 @@
 """UCX, by ucxx: the only file that imports it.
 
 Life of an endpoint. To *send* to a worker there is one endpoint to its address, made at the first send, kept until it
-fails. To *receive*, UCX needs no endpoint: messages match by tag. But a receive can only be cancelled through the
-endpoint that it was posted on, so each `UcxPeer` with receives pending borrows a **group**: an endpoint to this
-very process that carries nothing. Closing a group cancels its receives and nobody else's. A group that was not closed
-goes back to the shelf.
+fails, and dropped when the next one is made. To *receive*, UCX needs no endpoint: messages match by tag. But a receive
+can only be cancelled through the endpoint that it was posted on, so each `UcxPeer` with receives pending borrows a
+**group**: an endpoint to this very process that carries nothing. Closing a group cancels its receives and nobody
+else's. A group that was not closed goes back to the shelf.
 
 Error handling is on (``endpoint_error_handling=True``). Without it, reading from a process that has just died (CMA's
 ``process_vm_readv``) ends *this* process. With it, UCX leaves shared memory and CMA out unless told that they can
@@ -246,6 +246,7 @@ class _UcxWorker:
         except (self._errors, ValueError) as error:
             message = f"ucx: no way to the other worker ({error})"
             raise WorkerLost(message) from error
+        self._links = {known: old for known, old in self._links.items() if old.alive}  # a restarted worker comes anew
         self._links[address] = link
         return link
 

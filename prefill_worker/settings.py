@@ -17,6 +17,8 @@ class PrefillSettings:
     max_running: int = 16
     """Prompts that have their blocks and share the budget."""
     max_waiting: int = 256
+    step_timeout_s: float = 60.0
+    """How long an engine step may take. After that the worker counts as broken and ends, to be started again."""
     drain_s: float = 30.0
     """How long a worker that is told to end waits for its requests and for promised blocks to be fetched."""
 
@@ -26,6 +28,9 @@ class PrefillSettings:
             if getattr(self, key) < 1:
                 message = f"{key}: must be at least 1"
                 raise ValueError(message)
+        if self.step_timeout_s <= 0:
+            message = "step_timeout_s: must be above 0"
+            raise ValueError(message)
         for key in ("max_waiting", "drain_s"):
             if getattr(self, key) < 0:
                 message = f"{key}: must not be negative"

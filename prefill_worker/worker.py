@@ -29,7 +29,7 @@ from prefill_worker.settings import PrefillSettings
 log = logging.getLogger(__name__)
 
 SWEEP_S = 0.25
-"""How often leases are looked at."""
+"""How often leases and the engine's step are looked at."""
 
 DRAIN_POLL_S = 0.02
 
@@ -109,7 +109,7 @@ class PrefillWorker:
             raise
 
     async def wait_until_broken(self) -> None:
-        """Return when the engine has failed for good."""
+        """Return when the engine has failed for good, or hangs."""
         await self._broken.wait()
 
     def break_down(self) -> None:
@@ -178,6 +178,13 @@ class PrefillWorker:
         while True:
             await asyncio.sleep(SWEEP_S)
             await self.parts.exporter.sweep()
+            self._check_step()
+
+    def _check_step(self) -> None:
+        age_s = self.parts.loop.step_age_s
+        if age_s > self.site.settings.step_timeout_s and not self._broken.is_set():
+            log.critical("an engine step has not ended for %.1f s: this worker ends", age_s)
+            self.break_down()
 
     def _sweeper_over(self, sweeper: asyncio.Task[None]) -> None:
         if not sweeper.cancelled():

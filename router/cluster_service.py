@@ -36,6 +36,7 @@ class Overview:
     history: PlacementHistory
     served_name: str
     directory_url: str
+    """Shown to whoever asks: without its password."""
     degraded: Callable[[], bool]
     pools: PoolController | None
 

@@ -133,7 +133,7 @@ class Membership:
                 known.listed = True
                 continue
             if known is not None:
-                self._forget(known, keep_channel=known.record.address == record.address)
+                self._forget(known)
                 self._index.drop(known.record.incarnation)
             self._add(record)
         for worker in list(self._workers.values()):
@@ -216,22 +216,29 @@ class Membership:
             return
 
         def forget_if_still_gone() -> None:
-            if not worker.alive and not worker.listed and self._workers.get(worker.record.worker_id) is worker:
+            if not worker.alive and not worker.listed:
                 self._forget(worker)
 
         asyncio.get_running_loop().call_later(self._settings.forget_lost_s, forget_if_still_gone)
 
-    def _forget(self, worker: Worker, *, keep_channel: bool = False) -> None:
+    def _forget(self, worker: Worker) -> None:
+        """Let go of a worker; nothing happens if that is done already."""
+        if self._workers.get(worker.record.worker_id) is not worker:
+            return
         worker.alive = False
         del self._workers[worker.record.worker_id]
         self._ledger.forget(worker.record.worker_id)
         if worker.watching is not None:
             worker.watching.cancel()
             self._end(worker.watching)
-        if not keep_channel:
-            discarding = self._channels.discard(worker.record.address)
-            self._end(asyncio.get_running_loop().create_task(discarding, name="discard channel"))
+        discarding = self._discard_channel(worker.record.address)
+        self._end(asyncio.get_running_loop().create_task(discarding, name="discard channel"))
         self._notify()
+
+    async def _discard_channel(self, address: str) -> None:
+        """Close the channel to an address unless a worker that is known by now, of any name, has it."""
+        if all(worker.record.address != address for worker in self._workers.values()):
+            await self._channels.discard(address)
 
     def _end(self, task: "asyncio.Task[None]") -> None:
         """Keep a task that is about to end until it has."""

@@ -86,7 +86,7 @@ class RequestPreparer:
             text=TextOptions(
                 stop=stop,
                 include_stop=params.include_stop_str_in_output,
-                skip_special=not params.keep_special_tokens,
+                skip_special=not params.HasField("skip_special_tokens") or params.skip_special_tokens,
                 stop_token_ids=stop_token_ids,
             ),
             cache_salt=cache_salt,

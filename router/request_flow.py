@@ -162,7 +162,8 @@ class RequestFlow:
         run.record.times.ended_s = self._timeline.now_s()
         self._run = None
         self._parts.placer.ended(run.placed, (self._prepared.request_id, run.attempt))
-        if not failure.answered:
+        # gRPC ends a call at the client's deadline by itself: that says nothing about the worker.
+        if not failure.answered and not isinstance(error, DeadlineExceeded):
             self._parts.membership.suspect(failure.blamed.worker_id, failure.blamed.incarnation)
         await run.close(0.0)
         if isinstance(error, DeadlineExceeded) or _about_request(error):

@@ -1,7 +1,8 @@
 """The tokens of one answer, each index once and in order, whatever the attempts behind it do.
 
-Attempts are numbered. The log takes a token when it comes from the current attempt and has the next index; lower
-indices and older attempts are dropped and counted; a higher index means that the attempt lost tokens, and it fails.
+Attempts are numbered. The log takes a token when it comes from the current attempt and has the next index; older
+attempts are dropped and counted, and so is what the current one tells twice (its two workers may both tell the first
+token). An attempt fails when it tells a token twice and differently, or skips one.
 The log also knows where the answer ends, so that a worker that dies after its last token has not failed.
 """
 
@@ -39,7 +40,7 @@ class TokenLog:
     def accept(self, attempt: Attempt, offset: int, token_ids: Sequence[int]) -> list[int]:
         """Take tokens that start at ``offset`` of an attempt's output; return those that are new.
 
-        Raises `LegFailed` when tokens before them are missing.
+        Raises `LegFailed` when tokens before them are missing, or when one that the attempt gave before is another now.
         """
         if attempt != self.attempt or self.finish_reason is not None:
             self.dropped_tokens += len(token_ids)
@@ -47,6 +48,10 @@ class TokenLog:
         behind = len(self.tokens) - (self._first_index + offset)
         if behind < 0:
             message = f"attempt {attempt} skipped {-behind} tokens of the answer"
+            raise LegFailed(message)
+        again = list(token_ids[:behind])
+        if again != self.tokens[len(self.tokens) - behind :][: len(again)]:
+            message = f"attempt {attempt} gave a token of the answer twice, and differently"
             raise LegFailed(message)
         fresh = list(token_ids[behind:])
         for position, token in enumerate(fresh):

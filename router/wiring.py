@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from block_directory.follower import Follower
 from block_directory.index import PrefixIndex
+from block_directory.redis_answer import without_password
 from block_directory.redis_directory import RedisDirectory
 from block_directory.settings import DirectorySettings
 from cluster_core.errors import NoWorker
@@ -155,7 +156,7 @@ def build_router(document: Document, directory_url: str, pools: PoolController |
             admission=core.admission,
             history=core.flow.history,
             served_name=preparer.served_name,
-            directory_url=url,
+            directory_url=without_password(url),
             degraded=lambda: follower.degraded,
             pools=pools,
         )

@@ -44,18 +44,22 @@ class Watch:
     async def run(self) -> None:
         """Watch until cancelled."""
         while True:
-            call = self._connection.watch(worker_pb2.WatchRequest(period_s=self._period_s))
+            call: Any = None
             try:
+                call = self._connection.watch(worker_pb2.WatchRequest(period_s=self._period_s))
                 await self._follow(call)
                 self._on_end("it ended its stream")
             except grpc.aio.AioRpcError as error:
                 self._on_end(f"its stream broke ({error.code().name})")
+            except grpc.aio.UsageError as error:
+                self._on_end(f"its channel cannot be used ({error})")
             except InvalidField as error:
                 self._on_end(f"its status is wrong ({error})")
             except TimeoutError:
                 self._on_silence(f"it was silent for {self._silence_s:g} s")
             finally:
-                call.cancel()
+                if call is not None:
+                    call.cancel()
             await asyncio.sleep(self._pause_s)
             self._pause_s = min(LONGEST_PAUSE_S, 2 * self._pause_s)
 

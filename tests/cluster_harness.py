@@ -54,7 +54,7 @@ def running_cluster(config: Path, folder: Path) -> Iterator[RunningCluster]:
         stdout=subprocess.PIPE,
         stderr=log,
         text=True,
-        env=dict(os.environ, XDG_RUNTIME_DIR=str(folder)),
+        env=dict(os.environ, XDG_RUNTIME_DIR=str(folder), RAY_AUTH_MODE="token"),
         start_new_session=True,
     )
     try:
@@ -94,6 +94,7 @@ def _wait_until_ready(process: "subprocess.Popen[str]", log: Path) -> Mapping[st
         line = process.stdout.readline()
         if line.startswith("{"):
             ready: Mapping[str, object] = json.loads(line)
+            assert "address" in ready, f"the cluster did not start: {line}"
             return ready
         if not line and process.wait(START_TIMEOUT_S) is not None:
             break

@@ -26,6 +26,8 @@ class Answered:
     prefill_cached: int = 0
     decode_cached: int = 0
     finish_reason: str = ""
+    first_again: int | None = None
+    """The first token as a decode worker told it that read the prompt although a prefill worker did."""
 
 
 class PairClient:
@@ -59,6 +61,7 @@ class PairClient:
             await self._decode(decode_to_proto(handed), seen, offset=1)
         finally:
             seen.tokens.insert(0, await reading)
+        assert seen.first_again in {None, seen.tokens[0]}
         return seen
 
     async def local(
@@ -76,8 +79,12 @@ class PairClient:
                 case "started":
                     seen.decode_cached = event.started.cached_tokens
                 case "tokens":
-                    assert event.tokens.offset == offset + len(seen.tokens)
-                    seen.tokens += event.tokens.token_ids
+                    token_ids = list(event.tokens.token_ids)
+                    if event.tokens.offset < offset:
+                        seen.first_again = token_ids.pop(0)
+                    else:
+                        assert event.tokens.offset == offset + len(seen.tokens)
+                    seen.tokens += token_ids
                 case "handoff":
                     seen.report = event.handoff
                 case _:

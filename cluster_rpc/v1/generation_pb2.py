@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x63luster_rpc/v1/generation.proto\x12\x0e\x63luster_rpc.v1\"\x8c\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x33\n\ttokenized\x18\x03 \x01(\x0b\x32\x1e.cluster_rpc.v1.TokenizedInputH\x00\x12\x0e\n\x04text\x18\x04 \x01(\tH\x00\x12)\n\x04\x63hat\x18\x05 \x01(\x0b\x32\x19.cluster_rpc.v1.ChatInputH\x00\x12\x37\n\x0fsampling_params\x18\x06 \x01(\x0b\x32\x1e.cluster_rpc.v1.SamplingParams\x12\x12\n\ncache_salt\x18\x07 \x01(\t\x12\x10\n\x08priority\x18\x08 \x01(\rB\x07\n\x05input\":\n\x0eTokenizedInput\x12\x15\n\roriginal_text\x18\x01 \x01(\t\x12\x11\n\tinput_ids\x18\x02 \x03(\r\":\n\tChatInput\x12-\n\x08messages\x18\x01 \x03(\x0b\x32\x1b.cluster_rpc.v1.ChatMessage\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\x97\x02\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\r\n\x05top_p\x18\x02 \x01(\x02\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\x17\n\nmax_tokens\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x0c\n\x04stop\x18\x05 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x06 \x03(\r\x12\x12\n\nignore_eos\x18\x07 \x01(\x08\x12\x11\n\x04seed\x18\x08 \x01(\x03H\x02\x88\x01\x01\x12\"\n\x1ainclude_stop_str_in_output\x18\t \x01(\x08\x12\x1b\n\x13keep_special_tokens\x18\n \x01(\x08\x42\x0e\n\x0c_temperatureB\r\n\x0b_max_tokensB\x07\n\x05_seed\"\x8a\x01\n\x10GenerateResponse\x12\x34\n\x05\x63hunk\x18\x01 \x01(\x0b\x32#.cluster_rpc.v1.GenerateStreamChunkH\x00\x12\x34\n\x08\x63omplete\x18\x02 \x01(\x0b\x32 .cluster_rpc.v1.GenerateCompleteH\x00\x42\n\n\x08response\"K\n\x13GenerateStreamChunk\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x13\n\x0btoken_index\x18\x03 \x01(\r\"\x94\x02\n\x10GenerateComplete\x12\x15\n\rfinish_reason\x18\x01 \x01(\t\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\x12\x1a\n\x10matched_token_id\x18\x05 \x01(\rH\x00\x12\x1a\n\x10matched_stop_str\x18\x06 \x01(\tH\x00\x12\x0c\n\x04text\x18\x07 \x01(\t\x12\x0c\n\x04seed\x18\x08 \x01(\x03\x12\x12\n\nrequest_id\x18\t \x01(\t\x12(\n\x07timings\x18\n \x01(\x0b\x32\x17.cluster_rpc.v1.TimingsB\x0e\n\x0cmatched_stop\"r\n\x07Timings\x12\x0f\n\x07queue_s\x18\x01 \x01(\x01\x12\x11\n\tprefill_s\x18\x02 \x01(\x01\x12\x0e\n\x06ttft_s\x18\x03 \x01(\x01\x12\x12\n\nhandover_s\x18\x04 \x01(\x01\x12\x0e\n\x06tpot_s\x18\x05 \x01(\x01\x12\x0f\n\x07total_s\x18\x06 \x01(\x01\"#\n\rCancelRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x1f\n\x0e\x43\x61ncelResponse\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\x32\xad\x01\n\x11GenerationService\x12O\n\x08Generate\x12\x1f.cluster_rpc.v1.GenerateRequest\x1a .cluster_rpc.v1.GenerateResponse0\x01\x12G\n\x06\x43\x61ncel\x12\x1d.cluster_rpc.v1.CancelRequest\x1a\x1e.cluster_rpc.v1.CancelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x63luster_rpc/v1/generation.proto\x12\x0e\x63luster_rpc.v1\"\x8c\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x33\n\ttokenized\x18\x03 \x01(\x0b\x32\x1e.cluster_rpc.v1.TokenizedInputH\x00\x12\x0e\n\x04text\x18\x04 \x01(\tH\x00\x12)\n\x04\x63hat\x18\x05 \x01(\x0b\x32\x19.cluster_rpc.v1.ChatInputH\x00\x12\x37\n\x0fsampling_params\x18\x06 \x01(\x0b\x32\x1e.cluster_rpc.v1.SamplingParams\x12\x12\n\ncache_salt\x18\x07 \x01(\t\x12\x10\n\x08priority\x18\x08 \x01(\rB\x07\n\x05input\":\n\x0eTokenizedInput\x12\x15\n\roriginal_text\x18\x01 \x01(\t\x12\x11\n\tinput_ids\x18\x02 \x03(\r\":\n\tChatInput\x12-\n\x08messages\x18\x01 \x03(\x0b\x32\x1b.cluster_rpc.v1.ChatMessage\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xb4\x02\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\r\n\x05top_p\x18\x02 \x01(\x02\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\x17\n\nmax_tokens\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x0c\n\x04stop\x18\x05 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x06 \x03(\r\x12\x12\n\nignore_eos\x18\x07 \x01(\x08\x12\x11\n\x04seed\x18\x08 \x01(\x03H\x02\x88\x01\x01\x12\"\n\x1ainclude_stop_str_in_output\x18\t \x01(\x08\x12 \n\x13skip_special_tokens\x18\n \x01(\x08H\x03\x88\x01\x01\x42\x0e\n\x0c_temperatureB\r\n\x0b_max_tokensB\x07\n\x05_seedB\x16\n\x14_skip_special_tokens\"\x8a\x01\n\x10GenerateResponse\x12\x34\n\x05\x63hunk\x18\x01 \x01(\x0b\x32#.cluster_rpc.v1.GenerateStreamChunkH\x00\x12\x34\n\x08\x63omplete\x18\x02 \x01(\x0b\x32 .cluster_rpc.v1.GenerateCompleteH\x00\x42\n\n\x08response\"K\n\x13GenerateStreamChunk\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x13\n\x0btoken_index\x18\x03 \x01(\r\"\x94\x02\n\x10GenerateComplete\x12\x15\n\rfinish_reason\x18\x01 \x01(\t\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\x12\x1a\n\x10matched_token_id\x18\x05 \x01(\rH\x00\x12\x1a\n\x10matched_stop_str\x18\x06 \x01(\tH\x00\x12\x0c\n\x04text\x18\x07 \x01(\t\x12\x0c\n\x04seed\x18\x08 \x01(\x03\x12\x12\n\nrequest_id\x18\t \x01(\t\x12(\n\x07timings\x18\n \x01(\x0b\x32\x17.cluster_rpc.v1.TimingsB\x0e\n\x0cmatched_stop\"r\n\x07Timings\x12\x0f\n\x07queue_s\x18\x01 \x01(\x01\x12\x11\n\tprefill_s\x18\x02 \x01(\x01\x12\x0e\n\x06ttft_s\x18\x03 \x01(\x01\x12\x12\n\nhandover_s\x18\x04 \x01(\x01\x12\x0e\n\x06tpot_s\x18\x05 \x01(\x01\x12\x0f\n\x07total_s\x18\x06 \x01(\x01\"#\n\rCancelRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x1f\n\x0e\x43\x61ncelResponse\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\x32\xad\x01\n\x11GenerationService\x12O\n\x08Generate\x12\x1f.cluster_rpc.v1.GenerateRequest\x1a .cluster_rpc.v1.GenerateResponse0\x01\x12G\n\x06\x43\x61ncel\x12\x1d.cluster_rpc.v1.CancelRequest\x1a\x1e.cluster_rpc.v1.CancelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,19 +40,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHATMESSAGE']._serialized_start=442
   _globals['_CHATMESSAGE']._serialized_end=486
   _globals['_SAMPLINGPARAMS']._serialized_start=489
-  _globals['_SAMPLINGPARAMS']._serialized_end=768
-  _globals['_GENERATERESPONSE']._serialized_start=771
-  _globals['_GENERATERESPONSE']._serialized_end=909
-  _globals['_GENERATESTREAMCHUNK']._serialized_start=911
-  _globals['_GENERATESTREAMCHUNK']._serialized_end=986
-  _globals['_GENERATECOMPLETE']._serialized_start=989
-  _globals['_GENERATECOMPLETE']._serialized_end=1265
-  _globals['_TIMINGS']._serialized_start=1267
-  _globals['_TIMINGS']._serialized_end=1381
-  _globals['_CANCELREQUEST']._serialized_start=1383
-  _globals['_CANCELREQUEST']._serialized_end=1418
-  _globals['_CANCELRESPONSE']._serialized_start=1420
-  _globals['_CANCELRESPONSE']._serialized_end=1451
-  _globals['_GENERATIONSERVICE']._serialized_start=1454
-  _globals['_GENERATIONSERVICE']._serialized_end=1627
+  _globals['_SAMPLINGPARAMS']._serialized_end=797
+  _globals['_GENERATERESPONSE']._serialized_start=800
+  _globals['_GENERATERESPONSE']._serialized_end=938
+  _globals['_GENERATESTREAMCHUNK']._serialized_start=940
+  _globals['_GENERATESTREAMCHUNK']._serialized_end=1015
+  _globals['_GENERATECOMPLETE']._serialized_start=1018
+  _globals['_GENERATECOMPLETE']._serialized_end=1294
+  _globals['_TIMINGS']._serialized_start=1296
+  _globals['_TIMINGS']._serialized_end=1410
+  _globals['_CANCELREQUEST']._serialized_start=1412
+  _globals['_CANCELREQUEST']._serialized_end=1447
+  _globals['_CANCELRESPONSE']._serialized_start=1449
+  _globals['_CANCELRESPONSE']._serialized_end=1480
+  _globals['_GENERATIONSERVICE']._serialized_start=1483
+  _globals['_GENERATIONSERVICE']._serialized_end=1656
 # @@protoc_insertion_point(module_scope)

@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument(
         "--seed", type=int, default=2024, help="of the weights and of the windows (default: %(default)s)"
     )
-    parser.add_argument("--steps", type=int, default=3000, help="optimiser steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=1500, help="optimiser steps (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="of torch (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to write (default: this one)")
     parser.add_argument("--resume", action="store_true", help="go on from where the last run was interrupted")

@@ -36,6 +36,11 @@ def test_ten_is_newer_than_nine() -> None:
     assert plan_pool(Role.DECODE, running, 1).stop == ("decode-10",)
 
 
+def test_the_unwell_go_before_the_newest() -> None:
+    running = [worker_name(Role.DECODE, number) for number in (0, 1, 2)]
+    assert plan_pool(Role.DECODE, running, 1, {running[0]}).stop == ("decode-0", "decode-2")
+
+
 def test_a_worker_may_restart_within_its_budget() -> None:
     budget = RestartBudget(restarts=2, window_s=10.0)
     assert budget.observe(total=0, now_s=0.0)

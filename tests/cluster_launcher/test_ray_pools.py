@@ -1,19 +1,20 @@
 """The pools' life: coming up, changing while serving, restarts, giving up. Actors and router are fakes."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import pytest
 
-from cluster_core.errors import PartUnavailable
+from cluster_core.errors import InvalidField, LegFailed, PartUnavailable
 from cluster_core.identity import Incarnation, Role, WorkerId
 from cluster_core.workers import WorkerLoad
 from cluster_launcher.progress import SilentProgress
 from cluster_launcher.ray_pools import RayPools
-from cluster_launcher.settings import ClusterSettings
+from cluster_launcher.settings import PRIVATE_RAY_WORKERS, ClusterSettings
 from cluster_launcher.worker_actors import ActorLife
 from cluster_rpc.answers import ClusterView, WorkerView
+from tests.eventually import eventually
 
 HEALTHY = ActorLife(restarts=0, dead=False, waits_for_room=False, pid=1)
 
@@ -27,10 +28,16 @@ class FakeActors:
         self.lives: dict[WorkerId, ActorLife] = {}
         self.silent: set[WorkerId] = set()
         self.broken: set[WorkerId] = set()
+        self.refused: set[WorkerId] = set()
+        self.looks: list[WorkerId] = []
+        self.on_look: Callable[[WorkerId], Awaitable[None]] | None = None
         self.words = ""
         self.one_ended = asyncio.Event()
 
     def create(self, worker_id: WorkerId, role: Role) -> None:
+        if worker_id in self.refused:
+            message = "the actor class cannot be pickled"
+            raise TypeError(message)
         self.alive[worker_id] = role
 
     async def describe(self, worker_id: WorkerId) -> Mapping[str, Any]:
@@ -42,6 +49,9 @@ class FakeActors:
         return {"worker_id": worker_id, "address": "127.0.0.1:1", "pid": 1}
 
     async def life(self, worker_id: WorkerId) -> ActorLife:
+        self.looks.append(worker_id)
+        if self.on_look is not None:
+            await self.on_look(worker_id)
         return self.lives.get(worker_id, HEALTHY)
 
     async def last_words(self, worker_id: WorkerId) -> str:
@@ -62,8 +72,13 @@ class FakeRouter:
         self._busy_looks = busy_looks
         self.drained: list[WorkerId] = []
         self.unreachable: set[WorkerId] = set()
+        self.lost: set[WorkerId] = set()
+        self.fails_after_drain = False
 
     async def list_workers(self) -> ClusterView:
+        if self.drained and self.fails_after_drain:
+            message = "no answer"
+            raise PartUnavailable(message)
         if self.drained:
             self._busy_looks -= 1
         workers = tuple(self._view(name) for name in self._actors.alive if name not in self.unreachable)
@@ -73,6 +88,9 @@ class FakeRouter:
 
     async def drain(self, worker_id: WorkerId) -> bool:
         self.drained.append(worker_id)
+        if self.fails_after_drain:
+            message = "it could not be told"
+            raise LegFailed(message)
         return True
 
     def _view(self, worker_id: WorkerId) -> WorkerView:
@@ -83,7 +101,7 @@ class FakeRouter:
             role=self._actors.alive[worker_id],
             address="127.0.0.1:1",
             transport="ucx",
-            state="draining" if draining else "ready",
+            state="lost" if worker_id in self.lost else "draining" if draining else "ready",
             load=WorkerLoad(running_requests=max(0, self._busy_looks) if draining else 1),
             pid=1,
         )
@@ -190,11 +208,113 @@ async def test_a_new_worker_that_the_router_cannot_reach_is_taken_back() -> None
     assert actors.ended == ["decode-2"]
 
 
-async def test_no_decode_worker_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("prefill", "decode", "key"),
+    [(1, 0, "decode"), (1, PRIVATE_RAY_WORKERS + 1, "decode"), (1000, 1, "prefill"), (-1, 1, "prefill")],
+)
+async def test_a_size_that_cannot_run_is_refused_by_its_key(prefill: int, decode: int, key: str) -> None:
     actors = FakeActors()
     pools = await _serving(actors, FakeRouter(actors))
-    with pytest.raises(PartUnavailable, match="decode: 0"):
-        await pools.set_pools(1, 0)
+    with pytest.raises(InvalidField) as refused:
+        await pools.set_pools(prefill, decode)
+    assert refused.value.field == key
+    assert len(pools.running) == 3
+
+
+async def test_a_worker_that_serves_nobody_goes_before_a_healthy_newer_one() -> None:
+    actors = FakeActors()
+    router = FakeRouter(actors)
+    pools = await _serving(actors, router, decode=3)
+    router.lost.add(WorkerId("decode-0"))
+    assert await pools.set_pools(1, 2) == (1, 2)
+    assert actors.ended == ["decode-0"]
+
+
+async def test_a_second_worker_that_cannot_be_asked_for_takes_the_first_with_it() -> None:
+    actors = FakeActors()
+    pools = await _serving(actors, FakeRouter(actors))
+    actors.refused.add(WorkerId("decode-3"))
+    with pytest.raises(PartUnavailable, match=r"decode-3.*pickled"):
+        await pools.set_pools(1, 4)
+    assert actors.ended == ["decode-2"]
+    assert sorted(pools.running) == ["decode-0", "decode-1", "prefill-0"]
+
+
+async def test_a_router_that_fails_while_workers_drain_does_not_keep_them() -> None:
+    actors = FakeActors()
+    router = FakeRouter(actors)
+    pools = await _serving(actors, router, decode=3, drain_timeout_s=5.0)
+    router.fails_after_drain = True
+    assert await pools.set_pools(1, 1) == (1, 1)
+    assert sorted(actors.ended) == ["decode-1", "decode-2"]
+
+
+async def test_a_caller_that_goes_away_does_not_leave_drained_workers_running() -> None:
+    actors = FakeActors()
+    router = FakeRouter(actors, busy_looks=10**6)
+    pools = await _serving(actors, router, decode=3, drain_timeout_s=10.0**9)
+    change = asyncio.ensure_future(pools.set_pools(1, 1))
+    await eventually(lambda: len(router.drained) == 2)
+    change.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await change
+    assert not actors.ended
+    router._busy_looks = 0
+    assert await pools.set_pools(1, 1) == (1, 1)
+    assert sorted(actors.ended) == ["decode-1", "decode-2"]
+    assert len(router.drained) == 2, "the next change waits for the drain and finds nothing left to do"
+
+
+async def test_closing_does_not_wait_for_a_drain() -> None:
+    actors = FakeActors()
+    router = FakeRouter(actors, busy_looks=10**6)
+    pools = await _serving(actors, router, decode=2, drain_timeout_s=10.0**9)
+    change = asyncio.ensure_future(pools.set_pools(1, 1))
+    await eventually(lambda: router.drained == ["decode-1"])
+    await pools.close()
+    assert not actors.alive
+    with pytest.raises(asyncio.CancelledError):
+        await change
+
+
+async def test_watching_outlives_a_worker_that_is_ended_while_it_is_looked_at() -> None:
+    actors = FakeActors()
+    pools = await _serving(actors, FakeRouter(actors))
+    looked_at = asyncio.Event()
+    ended = asyncio.Event()
+
+    async def hold(worker_id: WorkerId) -> None:
+        if worker_id == "decode-1":
+            looked_at.set()
+            await ended.wait()
+
+    actors.on_look = hold
+    watching = asyncio.ensure_future(pools.watch())
+    await looked_at.wait()
+    await pools.set_pools(1, 1)
+    ended.set()
+    before = len(actors.looks)
+    await eventually(lambda: watching.done() or len(actors.looks) > before + 2)
+    assert not watching.done()
+    watching.cancel()
+
+
+async def test_watching_outlives_a_ray_that_does_not_answer_and_says_so_once() -> None:
+    actors = FakeActors()
+    notes = Notes()
+    pools = _pools(actors, notes)
+    await pools.start()
+
+    async def fail(worker_id: WorkerId) -> None:
+        message = f"the control store is gone, {worker_id}"
+        raise ConnectionError(message)
+
+    actors.on_look = fail
+    watching = asyncio.ensure_future(pools.watch())
+    await eventually(lambda: watching.done() or len(actors.looks) > 9)
+    assert not watching.done()
+    watching.cancel()
+    assert len(notes.said) == 3, "once for each worker"
 
 
 async def test_changes_take_their_turn() -> None:

@@ -96,3 +96,11 @@ def test_the_runtime_folder_wins_over_the_cache(tmp_path: Path) -> None:
     assert state_folder({"HOME": "/h"}) == Path("/h/.cache/baton")
     assert state_folder({"HOME": "/h", "XDG_CACHE_HOME": "/c"}) == Path("/c/baton")
     assert state_folder({"XDG_RUNTIME_DIR": str(tmp_path / "no"), "HOME": "/h"}) == Path("/h/.cache/baton")
+
+
+def test_all_that_run_are_listed_and_stale_ones_are_not(tmp_path: Path) -> None:
+    files = StateFiles(tmp_path)
+    files.write(_running("one"))
+    files.write(_gone("two"))
+    assert [running.name for running in files.alive()] == ["one"]
+    assert StateFiles(tmp_path / "nowhere").alive() == []

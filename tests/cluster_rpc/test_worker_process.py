@@ -5,6 +5,8 @@ import json
 import os
 import queue
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -124,6 +126,18 @@ def test_a_process_prints_one_ready_line_and_drains_on_sigterm(
 
 def test_a_process_whose_worker_breaks_ends_with_an_error(tmp_path: Path) -> None:
     assert run(RecordedWorker(breaks=True), tmp_path) == EXIT_BROKEN
+
+
+def test_a_process_ends_although_a_thread_hangs() -> None:
+    lines = (
+        "import threading",
+        "from cluster_rpc.worker_process import end_process",
+        "threading.Thread(target=threading.Event().wait).start()",
+        "print('served', end='')",
+        "end_process(3)",
+    )
+    ended = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout) == (3, b"served")
 
 
 def test_an_operators_mistake_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

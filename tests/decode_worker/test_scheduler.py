@@ -309,7 +309,8 @@ async def test_an_import_is_called_back_for_an_older_answer_that_grows() -> None
         await bench.settle()
     assert await collect(older) == fake_answer(make_prompt(9, 1), replace(GREEDY, max_tokens=22))
     bench.run()
-    assert await collect(younger) == fake_answer(make_prompt(9), replace(GREEDY, max_tokens=22))[1:]
+    whole = fake_answer(make_prompt(9), replace(GREEDY, max_tokens=22))
+    assert await collect(younger) == whole, "its first token is told too, so that it can be compared"
     assert bench.pool.counts().held == 0
 
 
@@ -328,4 +329,24 @@ async def test_an_import_that_others_wait_for_is_called_back_in_time() -> None:
     await bench.settle()
     bench.run()
     assert await collect(waiting) == fake_answer(make_prompt(8), replace(GREEDY, max_tokens=4))
-    assert await collect(stuck) == fake_answer(make_prompt(9), replace(GREEDY, max_tokens=4))[1:]
+    assert await collect(stuck) == fake_answer(make_prompt(9), replace(GREEDY, max_tokens=4))
+
+
+async def test_an_id_may_come_again_while_the_import_of_its_first_use_still_stops() -> None:
+    bench = Bench()
+    warm = bench.scheduler.submit(make_order("warm", make_prompt(8)))
+    bench.run()
+    await collect(warm)
+    bench.source.go.clear()
+    order = make_order("a", make_prompt(9), origin=ORIGIN)
+    bench.source.prompts["a"] = order.prompt_token_ids
+    first = bench.scheduler.submit(order)
+    bench.step()
+    bench.scheduler.abort(first)
+    second = bench.scheduler.submit(order)
+    bench.step()
+    bench.source.go.set()
+    await bench.settle()
+    bench.run()
+    assert await collect(second) == fake_answer(make_prompt(9), GREEDY)[1:]
+    assert bench.pool.counts().held == 0

@@ -150,6 +150,9 @@ async def test_an_exporter_that_does_not_exist_is_a_clear_failure() -> None:
         order = make_order("b", make_prompt(9), origin=wrong_life)
         await code_of(drain(pair.client.decode.Decode(decode_to_proto(order))))
         await pair.until_free()
+        known = pair.decode.parts.channels._channels
+        assert nowhere.address not in known
+        assert pair.client.origin.address in known
 
 
 async def test_an_exporter_that_ends_in_the_middle_is_a_clear_failure() -> None:
@@ -271,6 +274,21 @@ async def test_an_engine_that_keeps_failing_breaks_its_worker() -> None:
         async with asyncio.timeout(5):
             await pair.decode.wait_until_broken()
         await pair.until_free()
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+async def test_a_step_that_hangs_breaks_its_worker(role: str) -> None:
+    settings = replace(PREFILL, step_timeout_s=0.01), replace(DECODE, step_timeout_s=0.01)
+    async with running_pair(*settings) as pair:
+        prefill = role == "prefill"
+        engine = pair.prefill_engine if prefill else pair.decode_engine
+        gate = engine.gate = StepGate()
+        worker = pair.prefill if prefill else pair.decode
+        asking = asyncio.create_task(pair.client.split("a", make_prompt(5)))
+        async with asyncio.timeout(5):
+            await worker.wait_until_broken()
+        gate.release(100)
+        await asking
 
 
 async def test_a_prefill_that_fails_fails_both_legs_and_frees_both_pools() -> None:

@@ -1,6 +1,7 @@
 """The loop between a worker's plans and its engine."""
 
 import asyncio
+import threading
 
 import pytest
 
@@ -85,6 +86,27 @@ async def test_answers_that_are_not_numbers_do_not_count_against_the_engine() ->
     await until(work, 0)
     await loop.close()
     assert work.places == [frozenset({0})] * 5
+
+
+async def test_a_step_that_hangs_can_be_seen_and_closing_does_not_wait_for_it() -> None:
+    hanging, let_go = threading.Event(), threading.Event()
+
+    class Hanging(FakeEngine):
+        def step(self, plan: StepPlan) -> StepResult:
+            hanging.set()
+            assert let_go.wait(20)
+            return super().step(plan)
+
+    loop = EngineLoop(engine=Hanging(2), work=CountedWork(1), on_broken=pytest.fail, close_patience_s=0.01)
+    assert loop.step_age_s == 0
+    loop.start()
+    await asyncio.to_thread(hanging.wait, 20)
+    assert loop.step_age_s > 0
+    try:
+        await loop.close()
+        assert loop.step_age_s > 0.01
+    finally:
+        let_go.set()
 
 
 async def test_a_mistake_in_planning_is_not_silent() -> None:

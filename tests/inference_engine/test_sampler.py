@@ -109,7 +109,9 @@ def test_of_equal_tokens_the_lower_ids_stay() -> None:
 
 def test_a_small_temperature_is_nearly_greedy_and_does_not_overflow() -> None:
     logits = random_logits(50) * 1000
-    assert draw_tokens(logits, [draw(row, temperature=1e-6) for row in range(50)]) == logits.argmax(1).tolist()
+    for temperature in (1e-6, 1e-40, 5e-324):
+        drawn = draw_tokens(logits, [draw(row, temperature=temperature) for row in range(50)])
+        assert drawn == logits.argmax(1).tolist()
 
 
 def test_excluded_tokens_are_never_drawn() -> None:

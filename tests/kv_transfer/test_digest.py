@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from cluster_core.errors import SettingsError
 from cluster_core.identity import BlockHash
 from cluster_core.settings_reader import read_section
-from kv_transfer.digest import DIGEST_BYTES, block_digest
+from kv_transfer.digest import DIGEST_BYTES, DigestMemo, block_digest
 from kv_transfer.settings import TransferSettings
+from tests.kv_transfer.fake_pool import FakePool, hashes_of
 
 CONTENT = np.random.default_rng(3).integers(0, 256, 10_000, dtype=np.uint8)
 HASH = BlockHash(b"h" * 16)
@@ -73,3 +74,14 @@ def test_it_is_the_bytes_that_count_not_where_they_lie() -> None:
 def test_settings_that_cannot_be_right_name_their_key(key: str, value: Any) -> None:
     with pytest.raises(SettingsError, match=rf"transfer\.{key}: "):
         read_section({"transfer": {key: value}}, "transfer", TransferSettings)
+
+
+def test_a_full_block_is_read_once_in_its_generation_and_the_last_one_always() -> None:
+    pool, memo = FakePool(2), DigestMemo()
+    name = hashes_of(16)[0]
+    before = memo.digest(pool, 1, 5, 0, name)
+    part = memo.digest(pool, 0, 5, 1, None)
+    pool.bytes[:, 7] ^= 1
+    assert memo.digest(pool, 1, 5, 0, name) == before == memo.digest(pool, 1, 5, 0, name)
+    assert memo.digest(pool, 0, 5, 1, None) == block_digest(pool.buffer(0), 1, None) != part
+    assert memo.digest(pool, 1, 6, 0, name) == block_digest(pool.buffer(1), 0, name) != before

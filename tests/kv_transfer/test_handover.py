@@ -20,7 +20,7 @@ from cluster_core.handoff import (
 from cluster_core.holds import WriterHold
 from tests.kv_transfer.fake_pool import ATTEMPT, REQUEST, TOKEN_BYTES, sealed_blocks
 from tests.kv_transfer.handover import SETTINGS, Channel, job_of
-from tests.kv_transfer.pair import Pair, drop, ended, same, until
+from tests.kv_transfer.pair import TIMEOUT_S, Pair, drop, ended, same, until
 
 
 @pytest.mark.parametrize("tokens", [1, 15, 16, 17, 32, 500])
@@ -121,6 +121,21 @@ def _swap_two_blocks(pair: Pair) -> None:
 
 def _reuse_a_block(pair: Pair) -> None:
     pair.prefill_pool.generations[2] += 1
+
+
+async def test_a_bit_that_flips_after_a_prefix_was_cached_is_caught_when_it_is_exported_again(pair: Pair) -> None:
+    running = pair.start(64)
+    pair.export(64)
+    await ended(running)
+    pair.prefill_pool.bytes[2, 1234] ^= 4
+    request, pair.channel = type(REQUEST)("r-2"), Channel()
+    pair.exporter.open(request, ATTEMPT).seal(sealed_blocks(64))
+    serving = asyncio.create_task(pair.channel.serve(pair.exporter))
+    job = dataclasses.replace(job_of(64, first_target=20), request_id=request)
+    with pytest.raises(TransferFailed, match="digest"):
+        await asyncio.wait_for(pair.importer.run(job, pair.channel), TIMEOUT_S)
+    await serving
+    await pair.assert_no_holds()
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,22 @@
 
 import asyncio
 import dataclasses
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from cluster_core.errors import ExportGone, LegFailed, TransferFailed, WorkerLost
+from cluster_core.errors import ExportGone, InvalidField, LegFailed, TransferFailed, WorkerLost
 from cluster_core.handoff import (
     AcceptBlocks,
+    BlocksSealed,
+    ExporterMessage,
     ExportFailed,
     ExportFinished,
+    ImporterMessage,
     OpenExport,
     PullBlocks,
+    RejectBlocks,
 )
 from cluster_core.holds import LeaseHold, WriterHold
 from cluster_core.identity import Attempt, Incarnation
@@ -128,6 +133,63 @@ async def test_after_a_broken_stream_another_importer_may_come_within_the_grace(
     assert pair.prefill_pool.count(LeaseHold) == 4
     assert await pair.exporter.sweep() == 0
     await ended(pair.start(60))
+    await pair.assert_no_holds()
+
+
+class Garbled(Channel):
+    """A stream on which messages of one kind cannot be read at the other end."""
+
+    kind: type = BlocksSealed
+
+    async def receive(self) -> ExporterMessage:
+        message = await super().receive()
+        self._read(message)
+        return message
+
+    async def _requests(self) -> AsyncIterator[ImporterMessage]:
+        async for message in super()._requests():
+            self._read(message)
+            yield message
+
+    def _read(self, message: object) -> None:
+        if isinstance(message, self.kind):
+            raise InvalidField(self.kind.__name__, "makes no sense")
+
+
+async def test_an_unreadable_message_of_the_exporter_ends_the_import_at_once(switched: Pair) -> None:
+    switched.channel = Garbled()
+    switched.export(60)
+    with pytest.raises(TransferFailed, match="BlocksSealed: makes no sense"):
+        await ended(switched.start(60))
+    assert isinstance(switched.channel.said[-1], RejectBlocks)
+    await switched.assert_no_holds()
+
+
+@pytest.mark.parametrize("kind", [OpenExport, PullBlocks])
+async def test_an_unreadable_message_of_the_importer_is_answered(switched: Pair, kind: type) -> None:
+    channel = switched.channel = Garbled()
+    channel.kind = kind
+    switched.export(60)
+    with pytest.raises(ExportGone, match=f"{kind.__name__}: makes no sense"):
+        await ended(switched.start(60))
+
+
+async def test_a_prefill_whose_importer_left_before_its_end_keeps_its_blocks_for_the_grace_only(pair: Pair) -> None:
+    running = pair.start(60)
+    export = pair.exporter.open(REQUEST, ATTEMPT)
+    export.seal(sealed_blocks(60)[:2])
+    await until(lambda: len(pair.channel.said) >= 2)
+    running.cancel()
+    pair.channel.to_exporter.put_nowait(None)
+    assert pair.serving is not None
+    await pair.serving
+    pair.clock.now += 1000
+    assert await pair.exporter.sweep() == 0
+    export.seal(sealed_blocks(60)[2:])
+    export.finish(1)
+    assert await pair.exporter.sweep() == 0
+    pair.clock.now += SETTINGS.grace_s + 0.1
+    assert await pair.exporter.sweep() == 1
     await pair.assert_no_holds()
 
 

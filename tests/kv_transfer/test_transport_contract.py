@@ -6,6 +6,7 @@ import subprocess
 import sys
 from asyncio import Future
 from collections.abc import AsyncIterator, Iterator
+from types import SimpleNamespace
 from typing import Protocol
 
 import numpy as np
@@ -262,3 +263,19 @@ async def test_closing_cancels_what_is_pending(here: Transport, sender: Sender) 
     receive = peer.receive(np.zeros(10, np.uint8), next(_tags))
     await here.close()
     assert isinstance((await _landed([receive]))[0], TransferFailed)
+
+
+async def test_ucx_forgets_dead_endpoints_when_it_makes_one() -> None:
+    here, there = UcxTransport(SETTINGS), UcxTransport(SETTINGS)
+    await here.start()
+    await there.start()
+    assert here._worker is not None
+    here._worker._links[b"dead"] = SimpleNamespace(alive=False)
+    tag, landed = next(_tags), np.zeros(100, np.uint8)
+    receive = (await there.connect(here.address)).receive(landed, tag)
+    await asyncio.wait_for(
+        asyncio.gather((await here.connect(there.address)).send(pattern(tag, 100), tag), receive), 20
+    )
+    assert set(here._worker._links) == {there.address}
+    await here.close()
+    await there.close()

@@ -10,9 +10,15 @@ import grpc
 import pytest
 
 from cluster_core.errors import BatonError, Cancelled, DeadlineExceeded, NoWorker
+from cluster_core.identity import RequestId
+from cluster_core.sampling import Sampling
 from cluster_rpc.v1 import generation_pb2
+from router.prompt import PreparedRequest
+from router.request_flow import RequestFlow
+from router.text_stream import TextOptions, TextStream
+from router.timeline import Timeline
 from tests.router.fake_workers import answer
-from tests.router.router_harness import SETTINGS, RouterHarness, collect, running_router
+from tests.router.router_harness import SETTINGS, RouterHarness, collect, running_router, word_tokenizer
 
 PROMPT = [1, 2, 3, 4, 5]
 STAGES = ("queued", "waiting for a worker", "prefill queued", "prefill", "transfer", "decode")
@@ -86,6 +92,32 @@ async def test_nothing_is_left(stage: str, way: str) -> None:
         again = await router.generation.Cancel(generation_pb2.CancelRequest(request_id="r"))
         assert not again.found
         assert router.core.flow.history.find("r") is None or len(router.core.flow.history) >= 1  # type: ignore[arg-type]
+
+
+async def run_out(flow: RequestFlow) -> None:
+    while await flow.next_chunk() is not None:
+        pass
+
+
+async def test_a_worker_is_not_blamed_for_the_clients_deadline() -> None:
+    async with running_router() as router:
+        await arrange(router, "decode")
+        clock = router.core.flow.clock
+        prepared = PreparedRequest(
+            request_id=RequestId("r"),
+            prompt_token_ids=tuple(PROMPT),
+            sampling=Sampling(temperature=0.0, top_p=1.0, top_k=0, seed=0, max_tokens=8, stop_token_ids=frozenset()),
+            text=TextOptions(),
+            cache_salt="",
+            priority=0,
+            seed=0,
+        )
+        text = TextStream(word_tokenizer(), prepared.text)
+        flow = RequestFlow(router.core.flow, prepared, text, Timeline(clock), clock() + 0.1)
+        with pytest.raises(DeadlineExceeded):
+            await run_out(flow)
+        await flow.close()
+        assert [worker.state for worker in router.core.membership.workers()] == ["ready", "ready"]
 
 
 async def test_the_next_in_the_queue_takes_the_place_of_a_cancelled_request() -> None:

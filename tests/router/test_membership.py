@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from typing import cast
 
 import grpc
 import pytest
@@ -11,8 +12,10 @@ from cluster_core.identity import Role, WorkerId, new_incarnation
 from cluster_core.workers import WorkerLoad
 from cluster_rpc.errors import from_rpc_error
 from cluster_rpc.v1 import cluster_pb2
+from router.worker_connection import WorkerConnection
+from router.worker_watch import Watch
 from tests.router.fake_workers import LAYOUT, MODEL, FakeWorker, answer
-from tests.router.router_harness import SETTINGS, RouterHarness, running_router
+from tests.router.router_harness import PATIENCE_S, SETTINGS, RouterHarness, running_router
 
 PROMPT = [1, 2, 3]
 NAME = WorkerId("decode-0")
@@ -63,6 +66,63 @@ async def test_a_lost_worker_whose_registration_has_run_out_is_forgotten() -> No
         router.register()
         await router.until(lambda: router.core.membership.find(NAME) is None)
         assert await states(router) == {}
+
+
+async def test_a_draining_worker_that_has_left_is_forgotten_once() -> None:
+    async with running_router() as router:
+        worker = await router.add(NAME)
+        known = router.core.membership.find(NAME)
+        assert known is not None
+        assert known.watching is not None
+        worker.report(WorkerLoad(draining=True))
+        await router.until(lambda: known.state == "draining")
+        router.core.membership.on_workers([])
+        worker.incarnation = new_incarnation()  # told of twice: the status is not this life's, and the stream is over
+        worker.report(WorkerLoad(draining=True))
+        await asyncio.wait((known.watching,), timeout=PATIENCE_S)
+        assert known.watching.cancelled()
+        assert router.core.membership.find(NAME) is None
+
+
+async def test_an_address_that_went_to_another_name_stays_connected() -> None:
+    async with running_router(replace(SETTINGS, forget_lost_s=0.0)) as router:
+        old = await router.add(NAME)
+        assert old.record is not None
+        port = int(old.record.address.rpartition(":")[2])
+        await old.crash()
+        router.workers.clear()
+        await router.until(lambda: router.core.membership.find(NAME).state == "lost")  # type: ignore[union-attr]
+        heir = FakeWorker(worker_id="decode-1", role=Role.DECODE)
+        await heir.start(port)
+        router.workers.append(heir)
+        router.register()
+        await router.until(lambda: router.core.membership.find(NAME) is None)
+        discards = [task for task in asyncio.all_tasks() if task.get_name() == "discard channel"]
+        await asyncio.gather(*discards)
+        assert (await router.generate(PROMPT, 3)).token_ids == answer(PROMPT, 3)
+        assert await states(router) == {"decode-1": "ready"}
+
+
+async def test_a_channel_that_cannot_be_used_does_not_end_the_watch() -> None:
+    ends: asyncio.Queue[str] = asyncio.Queue()
+    watch = Watch(
+        connection=cast("WorkerConnection", ClosedConnection()),
+        incarnation=new_incarnation(),
+        settings=SETTINGS,
+        on_status=lambda _status, _load: None,
+        on_end=ends.put_nowait,
+        on_silence=ends.put_nowait,
+    )
+    watching = asyncio.create_task(watch.run())
+    async with asyncio.timeout(PATIENCE_S):
+        assert [await ends.get(), await ends.get()] == ["its channel cannot be used (Channel is closed.)"] * 2
+    watching.cancel()
+
+
+class ClosedConnection:
+    def watch(self, _: object) -> None:
+        message = "Channel is closed."
+        raise grpc.aio.UsageError(message)
 
 
 async def test_a_new_life_takes_the_place_of_the_old_one_with_nothing_of_its_cache() -> None:

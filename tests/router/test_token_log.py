@@ -39,6 +39,21 @@ def test_a_gap_fails_the_attempt() -> None:
         log.accept(log.begin_attempt(), 2, [7])
 
 
+def test_a_token_told_twice_must_be_the_same() -> None:
+    log = TokenLog(sampling(10))
+    attempt = log.begin_attempt()
+    log.accept(attempt, 0, [5])
+    assert log.accept(attempt, 0, [5, 6]) == [6]
+    assert log.dropped_tokens == 1
+    with pytest.raises(LegFailed, match="differently"):
+        log.accept(attempt, 0, [5, 7, 8])
+    heir = log.begin_attempt()
+    assert log.accept(heir, 0, [9]) == [9]
+    with pytest.raises(LegFailed, match="differently"):
+        log.accept(heir, 0, [8])
+    assert log.tokens == [5, 6, 9]
+
+
 def test_the_answer_ends_with_a_stop_token_or_by_its_length() -> None:
     stopped, full = TokenLog(sampling(10, 7)), TokenLog(sampling(2, 7))
     assert stopped.accept(stopped.begin_attempt(), 0, [5, 7, 8]) == [5, 7]

@@ -39,6 +39,18 @@ def document(port: int = 0) -> dict[str, Any]:
     }
 
 
+async def test_the_directorys_password_is_not_told() -> None:
+    router = build_router(document(), "redis://user:secret@127.0.0.1:1/0")
+    address = await router.start()
+    try:
+        async with grpc.aio.insecure_channel(address) as channel, asyncio.timeout(PATIENCE_S):
+            cluster = cluster_pb2_grpc.ClusterServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
+            listed = await cluster.ListWorkers(cluster_pb2.ListWorkersRequest())
+            assert listed.directory_url == "redis://user:***@127.0.0.1:1/0"
+    finally:
+        await router.close()
+
+
 async def test_text_in_text_out_with_and_without_the_directory(server: EmbeddedServer) -> None:
     url = server.start()
     folder = open_model_folder(ModelSettings(path=str(MODEL_FOLDER)))
