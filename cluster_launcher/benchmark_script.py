@@ -8,7 +8,6 @@ from pathlib import Path
 from cluster_core.errors import PartUnavailable
 from cluster_launcher.checkout import checkout_folder
 
-BENCHMARKS = ("kv", "engine", "serve", "route")
 
 
 def run_benchmark(name: str, options: Sequence[str]) -> int:
