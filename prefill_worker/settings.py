@@ -12,7 +12,7 @@ class PrefillSettings:
     total_blocks: int = 1024
     token_budget: int = 1024
     """Most tokens of one engine step."""
-    chunk_tokens: int = 512
+    chunk_tokens: int = 256
     """Most tokens of one prompt in one engine step: smaller chunks hand over and cancel earlier."""
     max_running: int = 16
     """Prompts that have their blocks and share the budget."""
