@@ -9,7 +9,6 @@ from cluster_core.errors import PartUnavailable
 from cluster_launcher.checkout import checkout_folder
 
 
-
 def run_benchmark(name: str, options: Sequence[str]) -> int:
     """Run ``benchmarks/<name>.py`` on this terminal and return its exit code. Raises `PartUnavailable`."""
     checkout = checkout_folder("baton bench")
