@@ -24,8 +24,9 @@ def test_the_demo_hands_over_finds_what_it_cached_and_ends_identical(tmp_path: P
     requests = facts["requests"]
     assert len(requests) == 4
     first, *others = requests
-    assert first["handoff"]["moved_blocks"] > 0
-    assert first["handoff"]["transport"] == "ucx"
+    (attempt,) = first["attempts"]
+    assert attempt["handoff"]["moved_blocks"] > 0
+    assert attempt["handoff"]["transport"] == "ucx"
     assert first["cached_tokens"] == 0
     assert all(request["cached_tokens"] > 0 for request in others)
     assert not list(tmp_path.rglob("*.json")), "no state file stays behind"

@@ -252,6 +252,8 @@ async def test_a_receiver_that_dies_before_it_received_ends_the_send(
     if kind == "ucx in one process":
         pytest.skip("UCX's keep-alive asks whether the process lives")
     peer = await here.connect(mortal.address)
+    if kind == "ucx in two processes":
+        await asyncio.wait_for(peer.send(pattern(1, 10), next(_tags)), TIMEOUT_S)  # sent eagerly: they are connected
     send = peer.send(pattern(1, 100_000), next(_tags))
     await mortal.die()
     with pytest.raises(WorkerLost):
