@@ -130,6 +130,7 @@ async def test_a_worker_that_dies_with_the_server_is_forgotten_after_the_grace(
     os.kill(server.pid, signal.SIGKILL)
     await unhealthy(cluster)
     await cluster.publishers[1].close()
+    await eventually(lambda: server.pid is None)
     server.restart()
     await eventually(lambda: bool(cluster.told) and [each.worker_id for each in cluster.told[-1]] == ["decode-0"])
     await eventually(lambda: cluster.holds(1, 2, 3) == {"decode-0": 3})
