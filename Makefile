@@ -54,7 +54,8 @@ check: setup  ## format, lint, types, rows of the house, stubs, house tests
 	$(BIN)/python -m pytest tests/house
 
 test: setup  ## all tests but those of make test-deploy
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not deploy" $(TEST_OPTIONS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not deploy and not alone" $(TEST_OPTIONS)
+	$(BIN)/python -m pytest -m alone $(TEST_OPTIONS)
 
 test-deploy: setup  ## `ray up` over ssh on this machine (slow)
 	$(BIN)/python -m pytest -m deploy $(TEST_OPTIONS)

@@ -17,6 +17,9 @@ from block_directory.settings import DirectorySettings
 from cluster_core.workers import WorkerRecord
 from tests.block_directory.samples import Pool, blocks, eventually, quick_settings, record
 
+# Leases and grace run by the clock: a machine that stalls under other tests' load looks like an outage.
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture
 def server() -> Iterator[EmbeddedServer]:
