@@ -2,8 +2,6 @@
 
 import asyncio
 
-from kv_transfer.importer import Imported, ImportJob
-
 from cluster_core.handoff import HandoffReport
 from cluster_core.hash_chain import chain_hashes
 from cluster_core.identity import Incarnation, WorkerId
@@ -13,6 +11,7 @@ from decode_worker.scheduler import DecodeScheduler, SchedulerParts
 from decode_worker.settings import DecodeSettings
 from inference_engine.block_pool import BlockPool
 from inference_engine.step import SequenceSlice, StepPlan
+from kv_transfer.importer import Imported, ImportJob
 from tests.fake_engine import FAKE_LAYOUT, FAKE_MODEL, GREEDY, FakeEngine
 from tests.worker_orders import ROOT
 
