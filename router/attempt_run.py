@@ -43,6 +43,7 @@ class AttemptRun:
         self._mailbox: Mailbox[Mail] = Mailbox(capacity)
         self._legs: list[Leg] = []
         self._workers: list[Worker] = []
+        self._decode_call: asyncio.Handle | None = None
 
     @property
     def split(self) -> bool:
@@ -50,19 +51,28 @@ class AttemptRun:
         return self.placed.prefill is not None
 
     def start(self, order: WorkOrder, timeout_s: float | None) -> None:
-        """Call the workers; they must end within ``timeout_s`` seconds."""
-        decode, prefill = self.placed.decode, self.placed.prefill
-        origin = None
-        if prefill is not None:
-            call = prefill.connection.prefill(prefill_to_proto(order), timeout=timeout_s)
-            self._add(Role.PREFILL, prefill, call)
-            origin = PrefillOrigin(
-                worker_id=prefill.record.worker_id,
-                incarnation=prefill.record.incarnation,
-                address=prefill.record.address,
-            )
-        call = decode.connection.decode(decode_to_proto(replace(order, origin=origin)), timeout=timeout_s)
-        self._add(Role.DECODE, decode, call)
+        """Call the workers; they must end within ``timeout_s`` seconds.
+
+        The prefill call is on the wire before the decode call is made: the first token waits for one of them only.
+        """
+        prefill = self.placed.prefill
+        if prefill is None:
+            self._call_decode(order, timeout_s)
+            return
+        call = prefill.connection.prefill(prefill_to_proto(order), timeout=timeout_s)
+        self._add(Role.PREFILL, prefill, call)
+        origin = PrefillOrigin(
+            worker_id=prefill.record.worker_id,
+            incarnation=prefill.record.incarnation,
+            address=prefill.record.address,
+        )
+        # gRPC has scheduled its own first step, which writes the call; this one comes after it.
+        later = asyncio.get_running_loop().call_soon
+        self._decode_call = later(self._call_decode, replace(order, origin=origin), timeout_s)
+
+    def _call_decode(self, order: WorkOrder, timeout_s: float | None) -> None:
+        decode = self.placed.decode
+        self._add(Role.DECODE, decode, decode.connection.decode(decode_to_proto(order), timeout=timeout_s))
 
     async def receive(self) -> list[Mail]:
         """Wait for events of the legs, and take all there are."""
@@ -88,6 +98,8 @@ class AttemptRun:
 
     async def close(self, patience_s: float) -> None:
         """End the legs: those that do not end by themselves within ``patience_s`` seconds are cancelled."""
+        if self._decode_call is not None:
+            self._decode_call.cancel()
         try:
             if patience_s > 0:
                 async with asyncio.timeout(patience_s):
