@@ -36,9 +36,10 @@ def require_answer(url: str, timeout_s: float) -> None:
 
 
 def without_password(url: str) -> str:
-    """Return a URL that can be shown: its password, if any, starred out."""
+    """Return a URL that can be shown: its password, before the host or in the query, starred out."""
     parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    user, _, host = parts.netloc.rpartition("@")
-    return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}:***@{host}"))
+    if parts.password is not None:
+        user, _, host = parts.netloc.rpartition("@")
+        parts = parts._replace(netloc=f"{user.partition(':')[0]}:***@{host}")
+    query = "&".join("password=***" if pair.startswith("password=") else pair for pair in parts.query.split("&"))
+    return urlunsplit(parts._replace(query=query))

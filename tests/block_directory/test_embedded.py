@@ -160,6 +160,7 @@ def test_a_socket_path_that_is_too_long_is_named_with_the_cure(tmp_path: Path, m
         ("redis://host:1/0", "redis://host:1/0"),
         ("redis://user:pw@host:1/0", "redis://user:***@host:1/0"),
         ("unix:///a/b.sock", "unix:///a/b.sock"),
+        ("redis://host:1/0?password=pw&protocol=3", "redis://host:1/0?password=***&protocol=3"),
     ],
 )
 def test_passwords_are_not_shown(url: str, shown: str) -> None:
