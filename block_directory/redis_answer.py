@@ -41,5 +41,6 @@ def without_password(url: str) -> str:
     if parts.password is not None:
         user, _, host = parts.netloc.rpartition("@")
         parts = parts._replace(netloc=f"{user.partition(':')[0]}:***@{host}")
-    query = "&".join("password=***" if pair.startswith("password=") else pair for pair in parts.query.split("&"))
-    return urlunsplit(parts._replace(query=query))
+    pairs = ["password=***" if pair.startswith("password=") else pair for pair in parts.query.split("&")]
+    parts = parts._replace(query="&".join(pairs))
+    return url if parts == urlsplit(url) else urlunsplit(parts)  # joining again would drop empty parts
