@@ -29,15 +29,15 @@ $(STAMP): constraints.txt pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "[2/5] downloading and unpacking about 1.5 GB: torch and, beside it, all the others"
 	@$(INSTALL) --no-deps "$$(grep '^torch==' constraints.txt)" & torch=$$!; \
-	    grep -v '^torch==' constraints.txt > $(VENV)/others.txt && \
+	    grep -v -e '^torch==' -e '^triton==' constraints.txt > $(VENV)/others.txt && \
 	    $(INSTALL) --no-deps -r $(VENV)/others.txt; others=$$?; wait $$torch && exit $$others
 	@echo "[3/5] what torch needs on this machine, and bytecode"
 	@$(INSTALL) "$$(grep '^torch==' constraints.txt)" -c constraints.txt
 	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > /dev/null 2>&1 || true  # some packages ship files for other Pythons
 	@echo "[4/5] Baton itself, from this folder"
 	@$(INSTALL) --no-deps --no-build-isolation -e .
-	@echo "[5/5] the CPU's attention kernel, compiled once"
-	@$(BIN)/python -m inference_engine.attention_compiled
+	@echo "[5/5] the CPU's kernels, compiled once"
+	@$(BIN)/python -m inference_engine.compile_kernels
 	@touch $@
 
 demo: setup  ## a real small cluster answers four prompts; ends with `identical: yes`
@@ -53,7 +53,13 @@ check: setup  ## format, lint, types, rows of the house, stubs, house tests
 	    { echo "stubs: not what proto/ says; run make proto"; exit 1; }
 	$(BIN)/python -m pytest tests/house
 
-test: setup  ## all tests but those of make test-deploy
+# Its interpreter runs the GPU's kernels in tests. 190 MB that a CPU needs for nothing else; torch for CUDA has it.
+$(VENV)/.triton: $(STAMP)
+	@$(BIN)/python -c 'import triton' 2> /dev/null || \
+	    { echo "triton, for tests alone: 190 MB"; $(INSTALL) --no-deps "$$(grep '^triton==' constraints.txt)"; }
+	@touch $@
+
+test: setup $(VENV)/.triton  ## all tests but those of make test-deploy
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not deploy and not alone" $(TEST_OPTIONS)
 	$(BIN)/python -m pytest -m alone $(TEST_OPTIONS)
 

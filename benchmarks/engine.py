@@ -1,202 +1,198 @@
-"""How fast one engine reads prompts and writes answers: against `transformers`, and against what the machine can do.
+"""How fast one engine reads prompts and writes answers: against `transformers`, vLLM, and what the machine can do.
 
-The bench model in bfloat16 on two threads. Both sides do the same fixed work: the KV of the context is there before
-the clock starts (random numbers: their values do not change the time), prefills draw one token, decode steps write one
-token a sequence, greedily. `transformers` uses its default attention (SDPA); its decode steps are measured with a
-growing and with a static cache, and the faster one counts.
+The bench model in bfloat16 on two threads. All sides do the same fixed work: prefills draw one token, decode steps
+write one token a sequence, greedily. `transformers` uses its default attention (SDPA) with bfloat16 or float32 and with
+a growing or a static cache: whatever is fastest at a case is what its rows compare with. With ``--device cuda`` see
+`benchmarks.engine_cuda`.
 """
 
 import logging
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
-from torch.nn import functional
 
-from benchmarks import report
+from benchmarks import engine_cuda, report
 from benchmarks.bench_model import make_bench_model
-from cluster_core.sampling import Sampling
-from inference_engine.engine import Engine
-from inference_engine.model_folder import open_model_folder
-from inference_engine.settings import EngineSettings, ModelSettings
-from inference_engine.step import SequenceSlice, StepPlan
+from benchmarks.engine_sides import STEPS, THREADS, Decode, Limits, Ours, Theirs, Vllm, first_token, vllm_of
 
-THREADS = 2
-PROMPT_TOKENS = 1024
-PREFILL_BATCHES = (1, 8)
+PREFILLS = ((1, 512), (1, 1024), (8, 1024), (1, 3000))
+"""Prompts, and tokens of each."""
 SHORT_CONTEXT = 16
-DECODES = ((1, SHORT_CONTEXT), (8, SHORT_CONTEXT), (32, SHORT_CONTEXT), (32, 1024))
-STEPS = 8
-"""Decode steps in one measurement."""
-CASES = (
-    "engine.prefill.1x1024",
-    "engine.prefill.8x1024",
-    "engine.prefill.1x1024.gemm",
-    "engine.decode.batch1",
-    "engine.decode.batch8",
-    "engine.decode.batch32",
-    "engine.decode.batch32.context1024",
-    "engine.decode.batch1.weights",
+DECODES = (
+    *(Decode(batch=batch, context=SHORT_CONTEXT) for batch in (1, 8, 32)),
+    Decode(batch=32, context=1024),
 )
-_GREEDY = Sampling(temperature=0.0, top_p=1.0, top_k=0, seed=0, max_tokens=1, stop_token_ids=frozenset())
+PRODUCT_PREFILLS = ((1, 512), (1, 1024), (1, 3000))
+"""Those that are compared with their matrix products alone."""
+PRODUCT_AIM, STREAM_AIM, START_AIM_S, MEMORY_AIM_MB, VLLM_AIM = 0.55, 0.6, 3.0, 600.0, 1.3
+INVARIANT_PREFILL = (1, 1024)
+
+
+def _prefill_case(batch: int, tokens: int) -> str:
+    return f"engine.prefill.{batch}x{tokens}"
+
+
+def _decode_case(decode: Decode) -> str:
+    long = "" if decode.context == SHORT_CONTEXT else f".context{decode.context}"
+    return f"engine.decode.batch{decode.batch}{long}"
+
+
+CASES = (
+    *(_prefill_case(*prefill) for prefill in PREFILLS),
+    *(f"{_prefill_case(*prefill)}.gemm{aim}" for prefill in PRODUCT_PREFILLS for aim in ("", ".aim")),
+    *(_decode_case(decode) for decode in DECODES),
+    *(f"{_decode_case(decode)}.bytes" for decode in DECODES),
+    "engine.decode.batch1.bytes.aim",
+    "engine.invariant.prefill.1x1024",
+    "engine.invariant.decode.batch8",
+    "engine.start.aim",
+    "engine.memory.aim",
+)
 
 Measurement = Callable[[], float]
 
 
-class Ours:
-    """Baton's engine; sequence i of a batch owns a run of consecutive blocks."""
+class Contest:
+    """The sides of one run, and the rows that it has given so far."""
 
-    def __init__(self, folder: Path) -> None:
-        settings = EngineSettings(dtype="bfloat16", threads=THREADS)
-        sequences, context = DECODES[-1]
-        self._blocks_each = -(-(context + STEPS) // settings.block_size_tokens)
-        model = open_model_folder(ModelSettings(path=str(folder)))
-        self._engine = Engine.load(model, settings, sequences * self._blocks_each)
-        self._engine.memory.storage.normal_()
+    def __init__(self, folder: Path, rounds: int, vllm: Vllm | None) -> None:
+        self.rows: list[report.Row] = []
+        self._rounds = rounds
+        self._folder = folder
+        self._ours = Ours(folder, 32, 1024 + STEPS)
+        self._theirs = {dtype: Theirs(folder, dtype) for dtype in (torch.bfloat16, torch.float32)}
+        self._limits = Limits()
+        self._vllm = vllm
+        first = {_type(dtype): partial(side.prefill, *PREFILLS[0]) for dtype, side in self._theirs.items()}
+        self._reader = _fastest(first)[0]
 
-    def prefill(self, batch: int) -> float:
-        """Return prompt tokens a second, one step for the whole batch."""
-        plan = StepPlan(slices=tuple(self._slice(index, [7] * PROMPT_TOKENS, 0) for index in range(batch)))
-        return batch * PROMPT_TOKENS / _seconds(lambda: self._engine.step(plan))
+    def prefill(self, batch: int, tokens: int) -> None:
+        """Compare the reading of prompts."""
+        case = _prefill_case(batch, tokens)
+        products: list[Measurement] = []
+        if (batch, tokens) in PRODUCT_PREFILLS:
+            products = [partial(self._limits.gemm, tokens, dtype) for dtype in (torch.bfloat16, torch.float32)]
+        theirs = partial(self._theirs[getattr(torch, self._reader)].prefill, batch, tokens)
+        vllm = [] if self._vllm is None else [partial(self._vllm.prefill, batch, tokens)]
+        ours = partial(self._ours.prefill, batch, tokens)
+        value, peer, *others = report.interleaved(case, self._rounds, [ours, theirs, *products, *vllm])
+        self._add(case, value, f"transformers ({self._reader})", peer)
+        if products:
+            narrow, wide = others[:2]
+            against = f"its matrix products alone ({'bfloat16' if narrow >= wide else 'float32'}, the faster)"
+            self._add(f"{case}.gemm", value, against, max(narrow, wide))
+            self._add(f"{case}.gemm.aim", value, f"the aim: {PRODUCT_AIM} of them", PRODUCT_AIM * max(narrow, wide))
+        if vllm:
+            self._add_vllm(case, value, others[-1])
 
-    def decode(self, batch: int, context: int) -> float:
-        """Return tokens a second."""
-
-        def steps() -> None:
-            tokens: list[int | None] = [7] * batch
-            for step in range(STEPS):
-                slices = tuple(self._slice(index, [token or 0], context + step) for index, token in enumerate(tokens))
-                tokens = list(self._engine.step(StepPlan(slices=slices)).tokens)
-
-        return batch * STEPS / _seconds(steps)
-
-    def _slice(self, index: int, token_ids: list[int], start: int) -> SequenceSlice:
-        table = range(index * self._blocks_each, (index + 1) * self._blocks_each)
-        return SequenceSlice(token_ids=token_ids, start=start, block_table=table, draw=_GREEDY)
-
-
-class Theirs:
-    """The same model in `transformers`."""
-
-    def __init__(self, folder: Path) -> None:
-        model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-        self._model = model.eval()
-
-    def prefill(self, batch: int) -> float:
-        """Return prompt tokens a second; logits of the last token alone, as ours."""
-        prompt = torch.full((batch, PROMPT_TOKENS), 7)
-        return batch * PROMPT_TOKENS / _seconds(lambda: self._next(prompt, transformers.DynamicCache()))
-
-    def decode(self, batch: int, context: int, *, static: bool) -> float:
-        """Return tokens a second."""
-        config = self._model.config
-        cache: Any = (
-            transformers.StaticCache(config=config, max_cache_len=context + STEPS)
-            if static
-            else transformers.DynamicCache(config=config)
+    def decode(self, decode: Decode) -> None:
+        """Compare the writing of answers."""
+        case = _decode_case(decode)
+        name, theirs = _fastest(
+            {
+                f"{_type(dtype)}, {'static' if static else 'growing'} cache": partial(
+                    side.decode, decode, static=static
+                )
+                for dtype, side in self._theirs.items()
+                for static in (False, True)
+            }
         )
-        shape = batch, config.num_key_value_heads, context, config.head_dim
-        for layer in range(config.num_hidden_layers):
-            cache.update(torch.randn(shape, dtype=torch.bfloat16), torch.randn(shape, dtype=torch.bfloat16), layer)
+        vllm = [] if self._vllm is None else [partial(self._vllm.decode, decode)]
+        measurements: list[Measurement] = [
+            partial(self._ours.decode, decode),
+            theirs,
+            partial(self._limits.streams, decode),
+            *vllm,
+        ]
+        value, peer, stream, *others = report.interleaved(case, self._rounds, measurements)
+        self._add(case, value, f"transformers ({name})", peer)
+        self._add(f"{case}.bytes", value, "reading the bytes of weights and KV once a step", stream)
+        if decode.batch == 1:
+            self._add(f"{case}.bytes.aim", value, f"the aim: {STREAM_AIM} of that", STREAM_AIM * stream)
+        if vllm:
+            self._add_vllm(case, value, others[-1])
 
-        def steps() -> None:
-            tokens = torch.full((batch, 1), 7)
-            for _ in range(STEPS):
-                tokens = self._next(tokens, cache)
+    def invariance(self) -> None:
+        """Tell what batch invariance costs."""
+        invariant = Ours(self._folder, 8, 1024 + STEPS, batch_invariant=True)
+        decode = DECODES[1]
+        pairs: Sequence[tuple[str, Measurement, Measurement]] = (
+            (
+                "engine.invariant.prefill.1x1024",
+                partial(invariant.prefill, *INVARIANT_PREFILL),
+                partial(self._ours.prefill, *INVARIANT_PREFILL),
+            ),
+            ("engine.invariant.decode.batch8", partial(invariant.decode, decode), partial(self._ours.decode, decode)),
+        )
+        for case, ours, plain in pairs:
+            value, other = report.interleaved(case, self._rounds, [ours, plain])
+            self._add(case, value, "the same without batch_invariant", other)
 
-        return batch * STEPS / _seconds(steps)
-
-    def _next(self, token_ids: torch.Tensor, cache: Any) -> torch.Tensor:
-        with torch.inference_mode():
-            output = self._model(input_ids=token_ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        drawn: torch.Tensor = output.logits[:, -1].argmax(-1, keepdim=True)
-        return drawn
-
-
-class Limits:
-    """What the same machine, library and threads do without an engine around it."""
-
-    def __init__(self) -> None:
-        hidden, inner, layers, vocabulary = 768, 2048, 12, 8192
-        keys = 2 * 4 * 64
-        # Queries, keys and values in one product, gate and up in one: the fewest, largest products.
-        self._shapes = [(hidden + keys, hidden), (hidden, hidden), (2 * inner, hidden), (hidden, inner)]
-        self._layers = layers
-        weights = layers * sum(rows * columns for rows, columns in self._shapes) + vocabulary * hidden
-        self._stream = torch.ones(2 * weights // 4)  # as many bytes as the weights in bfloat16
-
-    def gemm(self, dtype: torch.dtype) -> float:
-        """Return prompt tokens a second if a prefill of one prompt were its matrix products alone."""
-        products = [
-            (torch.randn(PROMPT_TOKENS, columns, dtype=dtype), torch.randn(rows, columns, dtype=dtype))
-            for _ in range(self._layers)
-            for rows, columns in self._shapes
+    def start(self) -> None:
+        """Compare the start of a process and its memory with their aims."""
+        told = [first_token(self._folder) for _ in range(min(3, self._rounds))]
+        start_s, beyond_mb = min(one.start_s for one in told), min(one.beyond_mb for one in told)
+        self.rows += [
+            report.lower_is_better("engine.start.aim", start_s, "s", "the aim", START_AIM_S),
+            report.lower_is_better("engine.memory.aim", beyond_mb, "MB", "the aim", MEMORY_AIM_MB),
         ]
 
-        def multiply() -> None:
-            for values, weight in products:
-                functional.linear(values, weight)
+    def _add(self, case: str, value: float, against: str, against_value: float) -> None:
+        self.rows.append(report.higher_is_better(case, value, "tokens/s", against, against_value))
 
-        with torch.inference_mode():
-            return PROMPT_TOKENS / _seconds(multiply)
-
-    def weight_streams(self) -> float:
-        """Return how often a second as many bytes as the weights have can be read (by a sum over float32)."""
-        return 4 / _seconds(lambda: [self._stream.sum() for _ in range(4)])
+    def _add_vllm(self, case: str, value: float, theirs: float) -> None:
+        self._add(f"{case}.vllm", value, "vLLM", theirs)
+        self._add(f"{case}.vllm.aim", value, f"the aim: {VLLM_AIM} x vLLM", VLLM_AIM * theirs)
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+def _type(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
-def measure(folder: Path, rounds: int) -> list[report.Row]:
-    """Return a row for each of `CASES`."""
+def _fastest(measurements: Mapping[str, Measurement]) -> tuple[str, Measurement]:
+    """Return whatever was fastest when each was tried twice."""
+    tried = {name: max(measure(), measure()) for name, measure in measurements.items()}
+    name = max(tried, key=lambda name: tried[name])
+    return name, measurements[name]
+
+
+def measure(folder: Path, rounds: int, vllm: Vllm | None = None) -> list[report.Row]:
+    """Return a row for each of `CASES`, and those of vLLM if it takes part."""
     torch.set_num_threads(THREADS)
-    ours, theirs, limits = Ours(folder), Theirs(folder), Limits()
-    rows = []
-    for batch in PREFILL_BATCHES:
-        case = f"engine.prefill.{batch}x{PROMPT_TOKENS}"
-        measurements: list[Measurement] = [partial(ours.prefill, batch), partial(theirs.prefill, batch)]
-        if batch == 1:
-            measurements += [partial(limits.gemm, dtype) for dtype in (torch.bfloat16, torch.float32)]
-        value, peer, *gemms = report.interleaved(case, rounds, measurements)
-        rows.append(report.higher_is_better(case, value, "tokens/s", "transformers", peer))
-        if gemms:
-            kind = "bfloat16" if gemms[0] >= gemms[1] else "float32"
-            against = f"its matrix products alone ({kind}, the faster)"
-            rows.append(report.higher_is_better(f"{case}.gemm", value, "tokens/s", against, max(gemms)))
-    for batch, context in DECODES:
-        case = f"engine.decode.batch{batch}" + (f".context{context}" if context != SHORT_CONTEXT else "")
-        measurements = [
-            partial(ours.decode, batch, context),
-            partial(theirs.decode, batch, context, static=False),
-            partial(theirs.decode, batch, context, static=True),
-        ]
-        if batch == 1:
-            measurements.append(limits.weight_streams)
-        value, growing, static, *streams = report.interleaved(case, rounds, measurements)
-        against = f"transformers ({'growing' if growing >= static else 'static'} cache, the faster)"
-        rows.append(report.higher_is_better(case, value, "tokens/s", against, max(growing, static)))
-        if streams:
-            against = "reading the weights' bytes once a token"
-            rows.append(report.higher_is_better(f"{case}.weights", value, "tokens/s", against, streams[0]))
-    return rows
+    contest = Contest(folder, rounds, vllm)
+    contest.start()
+    for batch, tokens in PREFILLS:
+        contest.prefill(batch, tokens)
+    for decode in DECODES:
+        contest.decode(decode)
+    contest.invariance()
+    return contest.rows
 
 
 def main() -> None:
     """Measure and print."""
-    options = report.parser(__doc__).parse_args()
+    parser = report.parser(__doc__)
+    parser.add_argument("--vllm", type=Path, help="a Python interpreter that has vLLM: it takes part too")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: an 8B-shaped model on one GPU")
+    parser.add_argument("--layers", type=int, default=32, help="with --device cuda: fewer where memory is short")
+    parser.add_argument("--trace", type=Path, help="with --device cuda: where torch's profile of the busy case goes")
+    options = parser.parse_args()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the library's own
-    with tempfile.TemporaryDirectory() as folder:
-        rows = measure(make_bench_model(Path(folder) / "bench-82m"), 1 if options.quick else 6)
+    rounds = 1 if options.quick else 6
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        if options.device == "cuda":
+            engine_cuda.require_device()
+            rows = engine_cuda.measure(Path(name) / "bench-8b", rounds, options.layers, options.trace)
+        else:
+            folder = make_bench_model(Path(name) / "bench-82m")
+            vllm = stack.enter_context(vllm_of(options.vllm, folder)) if options.vllm else None
+            rows = measure(folder, rounds, vllm)
     report.show(rows, as_json=options.json)
 
 

@@ -85,6 +85,7 @@ def record_from_json(encoded: bytes) -> WorkerRecord:
             head_dim=layout.count("head_dim"),
             block_size_tokens=layout.count("block_size_tokens"),
             dtype=layout.text("dtype"),
+            window_tokens=layout.count("window_tokens", least=0),
         ),
         total_blocks=fields.count("total_blocks"),
         pid=fields.count("pid"),
@@ -128,10 +129,10 @@ class _Fields:
             raise ValueError(message)
         return value
 
-    def count(self, key: str) -> int:
+    def count(self, key: str, least: int = 1) -> int:
         value = self.take(key)
-        if type(value) is not int or not 0 < value <= _MAX_COUNT:
-            message = f"{self._where}.{key}: not a whole number from 1 to {_MAX_COUNT}"
+        if type(value) is not int or not least <= value <= _MAX_COUNT:
+            message = f"{self._where}.{key}: not a whole number from {least} to {_MAX_COUNT}"
             raise ValueError(message)
         return value
 

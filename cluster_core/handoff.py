@@ -75,6 +75,8 @@ class ExportFinished:
     """The prefill is complete: every block has been named, the last one perhaps not full."""
 
     first_token_id: int
+    fork_token_ids: tuple[int, ...] = ()
+    """The first tokens of the other choices, where the request has several."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

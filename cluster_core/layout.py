@@ -19,6 +19,8 @@ class KvLayout:
     head_dim: int
     block_size_tokens: int
     dtype: str
+    window_tokens: int = 0
+    """How many tokens, itself included, a token sees at most in any layer; 0 where some layer sees all before it."""
 
     @property
     def token_bytes(self) -> int:
@@ -34,12 +36,33 @@ class KvLayout:
         """How many blocks hold ``tokens`` tokens."""
         return -(-tokens // self.block_size_tokens)
 
+    def blocks_for_answers(self, prompt_tokens: int, max_tokens: int, choices: int) -> int:
+        """How many blocks hold a prompt and ``choices`` answers to it, which share the prompt's full blocks."""
+        shared = prompt_tokens // self.block_size_tokens
+        return shared + choices * (self.blocks_for(prompt_tokens + max_tokens) - shared)
+
     def describe(self) -> str:
         """One line that names every field: equal layouts give equal lines."""
         return (
             f"layers={self.layers} kv_heads={self.kv_heads} head_dim={self.head_dim} "
-            f"block_size_tokens={self.block_size_tokens} dtype={self.dtype}"
+            f"block_size_tokens={self.block_size_tokens} dtype={self.dtype} window_tokens={self.window_tokens}"
         )
+
+
+def first_block_in_window(tokens: int, window_tokens: int, block_size_tokens: int) -> int:
+    """Return the first block that any layer still reads once ``tokens`` tokens are computed; 0 without a window.
+
+    The next token, at the position ``tokens``, sees the positions from ``tokens - window_tokens + 1`` on. A window of
+    one token is treated as one of two, so that a sequence always keeps a block.
+    """
+    if not window_tokens:
+        return 0
+    return max(0, tokens - max(window_tokens, 2) + 1) // block_size_tokens
+
+
+def blocks_in_window(window_tokens: int, block_size_tokens: int) -> int:
+    """Return how many blocks a token and what it sees can touch at most."""
+    return -(-(max(window_tokens, 2) - 1) // block_size_tokens) + 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

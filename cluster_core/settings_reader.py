@@ -15,8 +15,11 @@ from cluster_core.errors import SettingsError
 Settings = TypeVar("Settings")
 Document = Mapping[str, Any]
 
-SECTIONS = ("cluster", "model", "engine", "router", "prefill", "decode", "transfer", "directory")
+SECTIONS = ("cluster", "model", "engine", "router", "prefill", "decode", "speculation", "transfer", "directory")
 """Every section a configuration file may have; ``cluster_configs/README.md`` explains each key once."""
+
+MODEL_FOLDERS = (("model", "path"), ("speculation", "draft_model"))
+"""The keys that name one, with their sections."""
 
 _TYPE_NAMES = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
 
@@ -24,7 +27,7 @@ _TYPE_NAMES = {int: "a whole number", float: "a number", str: "a string", bool: 
 def load_document(path: Path) -> Document:
     """Read a TOML file. Raises `SettingsError` when it is missing, is not TOML, or has a section nobody knows.
 
-    A relative ``model.path`` is relative to the file's folder: what a configuration means does not depend on where a
+    Relative model folders are relative to the file's folder: what a configuration means does not depend on where a
     command is typed.
     """
     try:
@@ -42,9 +45,10 @@ def load_document(path: Path) -> Document:
         if not isinstance(section, dict):
             message = f"{path}: {name} must be a section, [{name}]"
             raise SettingsError(message)
-    model_path = document.get("model", {}).get("path")
-    if isinstance(model_path, str) and model_path:
-        document["model"]["path"] = str((path.parent / Path(model_path).expanduser()).resolve())
+    for section, key in MODEL_FOLDERS:
+        folder = document.get(section, {}).get(key)
+        if isinstance(folder, str) and folder:
+            document[section][key] = str((path.parent / Path(folder).expanduser()).resolve())
     return document
 
 

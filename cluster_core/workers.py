@@ -41,3 +41,15 @@ class WorkerLoad:
     draining: bool = False
     orphaned_holds: int = 0
     preemptions: int = 0
+    answer_steps: int = 0
+    """Steps that wrote an answer's next tokens, counted once for each answer of a step. Since the start, as are all of
+    these: ``written_tokens / answer_steps`` is above 1 where guesses came true."""
+    written_tokens: int = 0
+    """Tokens written in those."""
+    guessed_tokens: int = 0
+    """Guesses of speculative decoding that were checked; what was not accepted of them was wasted."""
+    accepted_guesses: int = 0
+    draft_s: float = 0.0
+    """Time that a draft model took."""
+    draft_held_blocks: int = 0
+    """Blocks of a draft model's own pool that requests hold now."""

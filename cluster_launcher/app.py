@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cluster_core.errors import SettingsError
+from cluster_launcher import generate_options as given
 from cluster_launcher.output import Output
 from cluster_launcher.surroundings import Surroundings
 
@@ -36,6 +37,7 @@ class Benchmark(StrEnum):
     KV = "kv"
     ENGINE = "engine"
     SERVE = "serve"
+    SPECULATION = "speculation"
     ROUTE = "route"
 
 
@@ -63,9 +65,27 @@ def generate(  # noqa: PLR0913, PLR0917 - each is an option of the command line
     text: Annotated[str, typer.Argument(help="The prompt.")],
     max_tokens: Annotated[int, typer.Option(help="Most tokens to write.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Nucleus, in (0, 1].")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="0 means all tokens.")] = 0,
-    seed: Annotated[int | None, typer.Option(help="Makes a sampled answer repeatable.")] = None,
+    top_p: given.TopP = None,
+    top_k: given.TopK = None,
+    min_p: given.MinP = None,
+    typical_p: given.TypicalP = None,
+    seed: given.Seed = None,
+    n: given.Choices = None,
+    presence_penalty: given.PresencePenalty = None,
+    frequency_penalty: given.FrequencyPenalty = None,
+    repetition_penalty: given.RepetitionPenalty = None,
+    logit_bias: given.LogitBias = None,
+    logprobs: given.Logprobs = None,
+    prompt_logprobs: given.PromptLogprobs = None,
+    min_tokens: given.MinTokens = None,
+    bad_words: given.BadWords = None,
+    max_thinking_tokens: given.MaxThinkingTokens = None,
+    json_schema: given.JsonSchema = None,
+    json_object: given.JsonObject = False,
+    regex: given.Regex = None,
+    grammar: given.Grammar = None,
+    choice: given.Choice = None,
+    suffix: given.Suffix = None,
     stop: Annotated[list[str] | None, typer.Option(help="A text that ends the answer. May be repeated.")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Write on after the end-of-text token.")] = False,
     chat: Annotated[bool, typer.Option("--chat", help="Send TEXT as a user's message.")] = False,
@@ -81,25 +101,48 @@ def generate(  # noqa: PLR0913, PLR0917 - each is an option of the command line
 ) -> None:
     """Send TEXT to the running cluster and stream the answer."""
     from cluster_launcher.generate_command import generate as command  # noqa: PLC0415 - as above
-    from cluster_rpc.generate_request import GenerateOptions, Prompt  # noqa: PLC0415 - as above
+    from cluster_rpc.generate_request import FillIn, Prompt  # noqa: PLC0415 - as above
 
-    options = GenerateOptions(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        stop=stop or (),
-        ignore_eos=ignore_eos,
-        cache_salt=cache_salt,
-        priority=priority,
+    options = given.chosen(
+        {
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "min_p": min_p,
+            "typical_p": typical_p,
+            "seed": seed,
+            "n": n,
+            "presence_penalty": presence_penalty,
+            "frequency_penalty": frequency_penalty,
+            "repetition_penalty": repetition_penalty,
+            "logit_bias": logit_bias,
+            "logprobs": logprobs,
+            "prompt_logprobs": prompt_logprobs,
+            "min_tokens": min_tokens,
+            "bad_words": bad_words,
+            "max_thinking_tokens": max_thinking_tokens,
+            "json_schema": json_schema,
+            "json_object": json_object,
+            "regex": regex,
+            "grammar": grammar,
+            "choice": choice,
+            "stop": stop,
+            "ignore_eos": ignore_eos,
+            "cache_salt": cache_salt,
+            "priority": priority,
+        }
     )
-    if seed is not None:
-        options["seed"] = seed
     if system and not chat:
         message = "--system: needs --chat"
         raise SettingsError(message)
+    if suffix is not None and chat:
+        message = "--suffix: not with --chat"
+        raise SettingsError(message)
     messages = [{"role": "system", "content": system}] if system else []
     prompt: Prompt = [*messages, {"role": "user", "content": text}] if chat else text
+    if suffix is not None:
+        prompt = FillIn(prefix=text, suffix=suffix)
     where = _find(context, address, cluster)
     raise typer.Exit(asyncio.run(command(where, prompt, options, Output(as_json=as_json), explain=explain)))
 
@@ -126,6 +169,36 @@ def scale(
 
     wanted = parse_pools(pools)
     raise typer.Exit(asyncio.run(command(_find(context, address, cluster), wanted, Output(as_json=as_json))))
+
+
+@app.command()
+def plan(  # noqa: PLR0913, PLR0917 - each is an option of the command line
+    model: Annotated[Path, typer.Argument(help="A Hugging Face folder, or a config.json.")],
+    gpu: Annotated[list[str] | None, typer.Option(help="Such as H100-80 (the default). May be repeated.")] = None,
+    dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
+    context: Annotated[list[int] | None, typer.Option(help="Tokens of a sequence. May be repeated.")] = None,
+    block_size: Annotated[int, typer.Option(help="Tokens of a block.")] = 16,
+    tensor_parallel: Annotated[int, typer.Option(help="GPUs that share one worker's model.")] = 1,
+    workspace: Annotated[float, typer.Option(help="Percent of a GPU's memory for neither weights nor KV.")] = 10.0,
+    weights_gb: Annotated[float, typer.Option(help="What the weights take, where that is known better.")] = 0.0,
+    prefill_rate: Annotated[float, typer.Option(help="Prompt tokens a second that a prefill worker reads.")] = 10_000.0,
+    as_json: Json = False,
+) -> None:
+    """Say what of MODEL fits on which GPU: blocks, largest batches, time of a hand-over. Starts nothing."""
+    from cluster_launcher.plan_command import plan as command  # noqa: PLC0415 - as above
+    from cluster_launcher.plan_computation import DEFAULT_GPU, PlanOptions  # noqa: PLC0415 - as above
+
+    options = PlanOptions(
+        gpus=gpu or (DEFAULT_GPU,),
+        dtype=dtype,
+        contexts=context or (),
+        block_size_tokens=block_size,
+        ranks=tensor_parallel,
+        workspace_percent=workspace,
+        weights_gb=weights_gb,
+        prefill_tokens_per_s=prefill_rate,
+    )
+    raise typer.Exit(command(model, options, Output(as_json=as_json)))
 
 
 @app.command()

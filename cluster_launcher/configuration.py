@@ -15,7 +15,8 @@ from cluster_core.settings_reader import Document, load_document, read_section
 from cluster_launcher.findings import Verdict
 from cluster_launcher.network_findings import port_is_free
 from cluster_launcher.settings import ClusterSettings
-from decode_worker.settings import DecodeSettings
+from decode_worker.settings import DecodeSettings, SpeculationSettings
+from inference_engine.draft_folder import open_draft_folder
 from inference_engine.model_folder import ModelFolder, open_model_folder
 from inference_engine.settings import EngineSettings, ModelSettings
 from kv_transfer.settings import TransferSettings
@@ -40,6 +41,7 @@ class Configuration:
     router: RouterSettings
     prefill: PrefillSettings
     decode: DecodeSettings
+    speculation: SpeculationSettings
     transfer: TransferSettings
     directory: DirectorySettings
 
@@ -68,6 +70,7 @@ def configuration_of(document: Document, path: Path) -> Configuration:
         router=read_section(document, "router", RouterSettings),
         prefill=read_section(document, "prefill", PrefillSettings),
         decode=read_section(document, "decode", DecodeSettings),
+        speculation=read_section(document, "speculation", SpeculationSettings),
         transfer=read_section(document, "transfer", TransferSettings),
         directory=read_section(document, "directory", DirectorySettings),
     )
@@ -79,6 +82,8 @@ def check_surroundings(configuration: Configuration) -> ModelFolder:
     Raises `ModelFolderError` or `PartUnavailable`.
     """
     folder = open_served_folder(configuration.model)
+    if configuration.speculation.draft_model:
+        open_draft_folder(folder, configuration.model, configuration.speculation.draft_model)
     port = port_is_free("router.port", configuration.router_address)
     if port.verdict is Verdict.FAIL:
         message = f"router.port: {port.found}; {port.cure}"

@@ -9,7 +9,8 @@ from typing import Any, Unpack
 
 from cluster_core.errors import NotServed, PartUnavailable
 from cluster_core.handoff import HandoffReport
-from cluster_rpc.answers import AttemptView, Candidate, Completion
+from cluster_core.logprobs import TokenLogprobs
+from cluster_rpc.answers import AttemptView, Candidate, Chunk, Completion
 from cluster_rpc.client import BatonClient
 from cluster_rpc.generate_request import GenerateOptions, Prompt
 
@@ -26,6 +27,8 @@ class RequestReport:
     """Between chunks that carried tokens, as this client saw them."""
     attempts: tuple[AttemptView, ...]
     """Empty when the router no longer remembers."""
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
 
     @property
     def handoff(self) -> HandoffReport | None:
@@ -41,8 +44,14 @@ class RequestReport:
         """Return the report as plain values."""
         completion = self.completion
         timings = completion.timings
+        told: dict[str, Any] = {}
+        if self.logprobs:
+            told["logprobs"] = [_logprobs_json(one) for one in self.logprobs]
+        if self.prompt_logprobs:
+            told["prompt_logprobs"] = [one and _logprobs_json(one) for one in self.prompt_logprobs]
         return {
             "title": self.title,
+            "index": completion.index,
             "request_id": completion.request_id,
             "text": self.text,
             "token_ids": list(self.token_ids),
@@ -59,6 +68,7 @@ class RequestReport:
             "tpot_s": timings.tpot_s,
             "total_s": timings.total_s,
             "attempts": [_attempt_json(attempt) for attempt in self.attempts],
+            **told,
         }
 
 
@@ -71,32 +81,52 @@ async def run_request(
     clock: Callable[[], float] = time.monotonic,
     **options: Unpack[GenerateOptions],
 ) -> RequestReport:
-    """Send ``prompt``, hand each piece of text to ``on_text`` as it comes, and ask the router why and how."""
-    text: list[str] = []
-    token_ids: list[int] = []
-    arrivals: list[float] = []
-    completion: Completion | None = None
+    """Do as `run_choices`, for a request that asks for one answer."""
+    (report,) = await run_choices(client, prompt, title=title, on_text=on_text, clock=clock, **options)
+    return report
+
+
+async def run_choices(
+    client: BatonClient,
+    prompt: Prompt,
+    *,
+    title: str,
+    on_text: Callable[[str], None],
+    clock: Callable[[], float] = time.monotonic,
+    **options: Unpack[GenerateOptions],
+) -> tuple[RequestReport, ...]:
+    """Send ``prompt``, hand each piece of text to ``on_text`` as it comes, and ask the router why and how.
+
+    Returns one report an answer.
+    """
+    chunks: list[tuple[float, Chunk]] = []
     async for chunk in client.generate(prompt, **options):
-        if chunk.token_ids:
-            arrivals.append(clock())
-        text.append(chunk.text)
-        token_ids.extend(chunk.token_ids)
-        completion = chunk.completion
+        chunks.append((clock(), chunk))
         if chunk.text:
             on_text(chunk.text)
-    assert completion is not None, "a stream that ends well ends with a completion"
+    completions = [chunk.completion for _, chunk in chunks if chunk.completion is not None]
+    assert completions, "a stream that ends well ends with a completion"
     try:
-        attempts = await client.get_placement(completion.request_id)
+        attempts = await client.get_placement(completions[0].request_id)
     except (NotServed, PartUnavailable):
         attempts = ()
-    return RequestReport(
-        title=title,
-        text="".join(text),
-        token_ids=tuple(token_ids),
-        completion=completion,
-        gaps_s=tuple(later - earlier for earlier, later in pairwise(arrivals)),
-        attempts=attempts,
-    )
+    prompt_logprobs = tuple(told for _, chunk in chunks for told in chunk.prompt_logprobs)
+    reports = []
+    for completion in sorted(completions, key=lambda one: one.index):
+        own = [(arrival, chunk) for arrival, chunk in chunks if chunk.index == completion.index]
+        arrivals = [arrival for arrival, chunk in own if chunk.token_ids]
+        report = RequestReport(
+            title=title,
+            text="".join(chunk.text for _, chunk in own),
+            token_ids=tuple(token for _, chunk in own for token in chunk.token_ids),
+            completion=completion,
+            gaps_s=tuple(later - earlier for earlier, later in pairwise(arrivals)),
+            attempts=attempts,
+            logprobs=tuple(told for _, chunk in own for told in chunk.logprobs),
+            prompt_logprobs=prompt_logprobs,
+        )
+        reports.append(report)
+    return tuple(reports)
 
 
 def where(candidate: Candidate) -> str:
@@ -143,4 +173,13 @@ def _candidate_json(candidate: Candidate) -> dict[str, Any]:
         "terms": dict(candidate.terms),
         "prefill_cached_tokens": candidate.prefill_cached_tokens,
         "decode_cached_tokens": candidate.decode_cached_tokens,
+    }
+
+
+def _logprobs_json(token: TokenLogprobs) -> dict[str, Any]:
+    return {
+        "token_id": token.token_id,
+        "logprob": token.logprob,
+        "rank": token.rank,
+        "top": [{"token_id": token_id, "logprob": logprob} for token_id, logprob in token.top],
     }

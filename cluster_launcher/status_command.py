@@ -32,6 +32,10 @@ async def status(address: str, output: Output) -> ExitCode:
     return ExitCode.OK
 
 
+_GUESSES = ("tokens/step", "guessed right")
+"""What speculative decoding brought since the worker's start."""
+
+
 def status_json(address: str, view: ClusterView) -> dict[str, Any]:
     """Return the cluster's state as plain values."""
     return {
@@ -50,7 +54,7 @@ def pools_table(view: ClusterView) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("worker", "role", "state"):
         table.add_column(name, no_wrap=True)
-    for name in ("queue", "running", "held / cached / all blocks", "preempted", "step", "pid"):
+    for name in ("queue", "running", "held / cached / all blocks", "preempted", "step", *_GUESSES, "pid"):
         table.add_column(name, justify="right", no_wrap=True)
     for worker in sorted(view.workers, key=lambda worker: (worker.role is Role.DECODE, worker.worker_id)):
         load = worker.load
@@ -63,6 +67,8 @@ def pools_table(view: ClusterView) -> Table:
             f"{load.held_blocks} / {load.cached_blocks} / {load.total_blocks}",
             str(load.preemptions),
             duration(load.decode_step_s) if load.decode_step_s else "-",
+            f"{load.written_tokens / load.answer_steps:.2f}" if load.answer_steps else "-",
+            f"{load.accepted_guesses / load.guessed_tokens:.0%}" if load.guessed_tokens else "-",
             str(worker.pid),
         )
     return table

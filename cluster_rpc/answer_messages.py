@@ -11,13 +11,21 @@ from cluster_rpc.answers import (
     Timings,
     WorkerView,
 )
+from cluster_rpc.logprob_messages import input_told, output_told
 from cluster_rpc.v1 import cluster_pb2, generation_pb2
 from cluster_rpc.worker_messages import load_from_proto, report_from_proto, role_from_proto
 
 
 def chunk_from_proto(message: generation_pb2.GenerateStreamChunk) -> Chunk:
     """Read a chunk that is not the last."""
-    return Chunk(token_ids=tuple(message.token_ids), text=message.text, token_index=message.token_index)
+    return Chunk(
+        token_ids=tuple(message.token_ids),
+        text=message.text,
+        token_index=message.token_index,
+        index=message.index,
+        logprobs=output_told(message.output_logprobs),
+        prompt_logprobs=input_told(message.input_logprobs),
+    )
 
 
 def last_chunk_from_proto(message: generation_pb2.GenerateComplete) -> Chunk:
@@ -33,6 +41,7 @@ def last_chunk_from_proto(message: generation_pb2.GenerateComplete) -> Chunk:
         matched_token_id=message.matched_token_id if matched == "matched_token_id" else None,
         matched_stop=message.matched_stop_str if matched == "matched_stop_str" else None,
         seed=message.seed,
+        index=message.index,
         timings=Timings(
             queue_s=timings.queue_s,
             prefill_s=timings.prefill_s,
@@ -42,7 +51,13 @@ def last_chunk_from_proto(message: generation_pb2.GenerateComplete) -> Chunk:
             total_s=timings.total_s,
         ),
     )
-    return Chunk(token_ids=(), text=message.text, token_index=message.completion_tokens, completion=completion)
+    return Chunk(
+        token_ids=(),
+        text=message.text,
+        token_index=message.completion_tokens,
+        completion=completion,
+        index=message.index,
+    )
 
 
 def cluster_from_proto(message: cluster_pb2.ListWorkersResponse) -> ClusterView:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from cluster_core.handoff import HandoffReport
 from cluster_core.identity import Incarnation, RequestId, Role, WorkerId
+from cluster_core.logprobs import TokenLogprobs
 from cluster_core.workers import WorkerLoad
 
 
@@ -34,6 +35,8 @@ class Completion:
     matched_stop: str | None
     seed: int
     timings: Timings
+    index: int = 0
+    """Which of the answers, where several were asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +48,12 @@ class Chunk:
     token_index: int
     """The place of the first of ``token_ids`` in the answer."""
     completion: Completion | None = None
+    index: int = 0
+    """Which of the answers, where several were asked for."""
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """Of each of ``token_ids``, where they were asked for."""
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
+    """Of the prompt's next tokens, where they were asked for: before the first token. The prompt's first has none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +63,9 @@ class Answer:
     text: str
     token_ids: tuple[int, ...]
     completion: Completion
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
+    """Of every token of the prompt; None for its first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 
-from cluster_core.errors import Cancelled
+from cluster_core.errors import Cancelled, InvalidField
 from cluster_core.identity import RequestId, WorkerId
 from cluster_rpc.answer_messages import attempts_from_proto, chunk_from_proto, cluster_from_proto, last_chunk_from_proto
 from cluster_rpc.answers import Answer, AttemptView, Chunk, ClusterView
@@ -62,7 +62,7 @@ class BatonClient:
     async def generate(
         self, prompt: Prompt, *, timeout_s: float = GENERATE_TIMEOUT_S, **options: Unpack[GenerateOptions]
     ) -> AsyncGenerator[Chunk, None]:
-        """Stream the answer to ``prompt``; the last chunk has a `Completion`.
+        """Stream the answer to ``prompt``; the last chunk has a `Completion`, and of several answers each one's last.
 
         ``timeout_s`` becomes the request's deadline everywhere in the cluster.
         """
@@ -90,16 +90,31 @@ class BatonClient:
     async def generate_text(
         self, prompt: Prompt, *, timeout_s: float = GENERATE_TIMEOUT_S, **options: Unpack[GenerateOptions]
     ) -> Answer:
-        """Collect the whole answer to ``prompt``."""
-        text: list[str] = []
-        token_ids: list[int] = []
-        completion = None
-        async for chunk in self.generate(prompt, timeout_s=timeout_s, **options):
-            text.append(chunk.text)
-            token_ids.extend(chunk.token_ids)
-            completion = chunk.completion
-        assert completion is not None, "a stream that ends well ends with a completion"
-        return Answer(text="".join(text), token_ids=tuple(token_ids), completion=completion)
+        """Collect the whole answer to ``prompt``. For several (``n``) there is `generate_all`."""
+        if options.get("n", 1) > 1:
+            field, reason = "n", "asks for several answers: generate_all returns them"
+            raise InvalidField(field, reason)
+        (answer,) = await self.generate_all(prompt, timeout_s=timeout_s, **options)
+        return answer
+
+    async def generate_all(
+        self, prompt: Prompt, *, timeout_s: float = GENERATE_TIMEOUT_S, **options: Unpack[GenerateOptions]
+    ) -> tuple[Answer, ...]:
+        """Collect all ``n`` answers to ``prompt``."""
+        chunks: list[Chunk] = [chunk async for chunk in self.generate(prompt, timeout_s=timeout_s, **options)]
+        prompt_logprobs = tuple(told for chunk in chunks for told in chunk.prompt_logprobs)
+        answers = []
+        for completion in sorted((last.completion for last in chunks if last.completion), key=lambda end: end.index):
+            own = [chunk for chunk in chunks if chunk.index == completion.index]
+            answer = Answer(
+                text="".join(chunk.text for chunk in own),
+                token_ids=tuple(token for chunk in own for token in chunk.token_ids),
+                completion=completion,
+                logprobs=tuple(told for chunk in own for told in chunk.logprobs),
+                prompt_logprobs=prompt_logprobs,
+            )
+            answers.append(answer)
+        return tuple(answers)
 
     async def cancel(self, request_id: str) -> bool:
         """End a live request; False when none has this id."""

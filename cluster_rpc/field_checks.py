@@ -15,10 +15,13 @@ from cluster_core.identity import Attempt, Incarnation, RequestId, WorkerId
 MAX_BLOCKS = 1 << 20
 """Blocks that one message may name: far above any context, far below what hurts."""
 MAX_TOKENS = 1 << 22
+MAX_CHOICES = 64
+"""Answers that one request may have: more than the router lets a client ask for."""
 MAX_REASON_BYTES = 2048
 DIGEST_BYTES = 16
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_ORDER_ID = re.compile(_REQUEST_ID.pattern + r"(~[0-9]{1,2})?")
 _WORKER_ID = re.compile(r"[a-z0-9-]{1,63}")
 
 
@@ -37,6 +40,13 @@ def request_id(value: str, field: str = "request_id") -> RequestId:
     """1 to 64 of the characters that an id may have."""
     if not _REQUEST_ID.fullmatch(value):
         refuse(field, "must be 1 to 64 characters of A-Z a-z 0-9 . _ -")
+    return RequestId(value)
+
+
+def order_id(value: str, field: str = "request_id") -> RequestId:
+    """Check an id as router and workers use it among themselves: perhaps with a choice's number behind a ``~``."""
+    if not _ORDER_ID.fullmatch(value):
+        refuse(field, "must be 1 to 64 characters of A-Z a-z 0-9 . _ -, perhaps with a ~ and a choice's number")
     return RequestId(value)
 
 

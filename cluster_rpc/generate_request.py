@@ -1,13 +1,25 @@
 """What a user may ask for, and the message that asks for it."""
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypedDict, cast
 
 from cluster_core.errors import InvalidField
 from cluster_rpc.v1 import generation_pb2 as pb
 
-Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
-"""Text, token ids, or chat messages such as ``{"role": "user", "content": "Hello"}``."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FillIn:
+    """A prompt for what stands between two texts. ``prefix_first`` is explained in ``generation.proto``."""
+
+    prefix: str
+    suffix: str
+    prefix_first: bool = False
+
+
+Prompt = str | FillIn | Sequence[int] | Sequence[Mapping[str, str]]
+"""Text, a gap to fill in, token ids, or chat messages such as ``{"role": "user", "content": "Hello"}``."""
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -23,6 +35,27 @@ class GenerateOptions(TypedDict, total=False):
     seed: int
     include_stop_str_in_output: bool
     skip_special_tokens: bool
+    presence_penalty: float
+    frequency_penalty: float
+    repetition_penalty: float
+    min_p: float
+    typical_p: float
+    logit_bias: Mapping[int, float]
+    min_tokens: int
+    bad_words: Sequence[str]
+    allowed_token_ids: Sequence[int]
+    forced_token_ids: Sequence[int]
+    logprobs: int
+    prompt_logprobs: int
+    max_thinking_tokens: int
+    thinking_start: str
+    thinking_end: str
+    json_schema: str | Mapping[str, Any]
+    json_object: bool
+    regex: str
+    grammar: str
+    choice: Sequence[str]
+    n: int
     request_id: str
     model: str
     cache_salt: str
@@ -35,6 +68,10 @@ _OUTSIDE_SAMPLING = ("request_id", "model", "cache_salt", "priority")
 def make_request(prompt: Prompt, options: GenerateOptions) -> pb.GenerateRequest:
     """Build the message. Raises `InvalidField` for what cannot be written in it: the server checks the rest."""
     request = pb.GenerateRequest()
+    constraints = [field.name for field in pb.SamplingParams.DESCRIPTOR.oneofs_by_name["constraint"].fields]
+    given = [name for name in options if name in constraints]
+    if len(given) > 1:
+        raise InvalidField(given[1], f"cannot stand beside {given[0]}: an answer follows one grammar")
     for name, value in options.items():
         if name in _OUTSIDE_SAMPLING:
             _assign(request, name, value, name)
@@ -49,6 +86,10 @@ def make_request(prompt: Prompt, options: GenerateOptions) -> pb.GenerateRequest
 def _assign_prompt(request: pb.GenerateRequest, prompt: Prompt) -> None:
     if isinstance(prompt, str):
         _assign(request, "text", prompt, "text")
+    elif isinstance(prompt, FillIn):
+        request.fim.SetInParent()
+        for name in ("prefix", "suffix", "prefix_first"):
+            _assign(request.fim, name, getattr(prompt, name), f"fim.{name}")
     elif prompt and isinstance(prompt[0], Mapping):
         for place, message in enumerate(cast("Sequence[Mapping[str, str]]", prompt)):
             added = request.chat.messages.add()
@@ -62,7 +103,13 @@ def _assign_prompt(request: pb.GenerateRequest, prompt: Prompt) -> None:
 def _assign(message: Any, name: str, value: object, field: str) -> None:
     """Set one field; protobuf refuses wrong types, numbers out of range and text that is not Unicode."""
     try:
-        if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        if name == "json_schema" and isinstance(value, Mapping):
+            setattr(message, name, json.dumps(value))
+        elif name == "choice":
+            message.choice.choices.extend(value)
+        elif isinstance(value, Mapping):
+            getattr(message, name).update(value)
+        elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
             getattr(message, name).extend(value)
         else:
             setattr(message, name, value)

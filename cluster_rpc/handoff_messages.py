@@ -88,7 +88,8 @@ def exporter_to_proto(message: ExporterMessage) -> pb.ExporterMessage:
             sent = pb.BlocksSent(tag=message.tag, blocks=map(_reference_to_proto, message.blocks))
             return pb.ExporterMessage(sent=sent)
         case ExportFinished():
-            return pb.ExporterMessage(finished=pb.ExportFinished(first_token_id=message.first_token_id))
+            finished = pb.ExportFinished(first_token_id=message.first_token_id, fork_token_ids=message.fork_token_ids)
+            return pb.ExporterMessage(finished=finished)
         case ExportFailed():
             return pb.ExporterMessage(failed=pb.ExportFailed(reason=clip(message.reason)))
         case _:
@@ -106,7 +107,9 @@ def exporter_from_proto(message: pb.ExporterMessage) -> ExporterMessage:
             blocks = _references(message.sent.blocks, "sent.blocks")
             return BlocksSent(tag=_tag(message.sent.tag, len(blocks), "sent.tag"), blocks=blocks)
         case "finished":
-            return ExportFinished(first_token_id=message.finished.first_token_id)
+            finished = message.finished
+            check.at_most(len(finished.fork_token_ids), check.MAX_CHOICES, "finished.fork_token_ids")
+            return ExportFinished(first_token_id=finished.first_token_id, fork_token_ids=tuple(finished.fork_token_ids))
         case "failed":
             check.at_most(len(message.failed.reason), check.MAX_REASON_BYTES, "failed.reason")
             return ExportFailed(reason=message.failed.reason)
@@ -118,7 +121,7 @@ def _open(message: pb.OpenExport) -> OpenExport:
     check.at_most(len(message.importer_transport_address), MAX_ADDRESS_BYTES, "open.importer_transport_address")
     check.at_most(len(message.layout), MAX_LAYOUT_BYTES, "open.layout")
     return OpenExport(
-        request_id=check.request_id(message.request_id, "open.request_id"),
+        request_id=check.order_id(message.request_id, "open.request_id"),
         attempt=check.attempt(message.attempt),
         exporter_incarnation=check.incarnation(message.exporter_incarnation, "open.exporter_incarnation"),
         importer=check.worker_id(message.importer, "open.importer"),

@@ -1,10 +1,13 @@
 """What a worker checks of an order before it queues it: the same rules for both roles."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 from cluster_core.errors import ContextTooLong, DuplicateRequest, NoWorker, Overloaded, TokenOutOfRange
 from cluster_core.identity import Attempt
 from cluster_core.layout import KvLayout, ModelIdentity
+from cluster_core.sampling import Sampling
 from cluster_rpc.worker_messages import WorkOrder
 
 RETRY_S = 0.5
@@ -30,8 +33,8 @@ class Occupation:
     """The attempt of the same request that is live here."""
 
 
-def check_order(order: WorkOrder, tokens: int, capacity: Capacity, occupation: Occupation) -> None:
-    """Refuse an order that needs room for ``tokens`` tokens, or let it pass.
+def check_order(order: WorkOrder, max_tokens: int, capacity: Capacity, occupation: Occupation) -> None:
+    """Refuse an order that writes at most ``max_tokens`` tokens of each answer here, or let it pass.
 
     Raises `NoWorker` when draining, `DuplicateRequest` when the request is live in this or a later attempt,
     `TokenOutOfRange`, `ContextTooLong` when model or pool could never hold it, `Overloaded` when the queue is full.
@@ -44,18 +47,37 @@ def check_order(order: WorkOrder, tokens: int, capacity: Capacity, occupation: O
         field = "request_id"
         reason = f"attempt {live} of {order.request_id} is live here"
         raise DuplicateRequest(field, reason)
+    for field, token_ids in (("sampling", _sampled(order.sampling)), ("prompt_token_ids", order.prompt_token_ids)):
+        largest = max(token_ids, default=0)
+        if largest >= capacity.model.vocab_size:
+            reason = f"token id {largest} is not below the vocabulary's size, {capacity.model.vocab_size}"
+            raise TokenOutOfRange(field, reason)
     field = "prompt_token_ids"
-    largest = max(order.prompt_token_ids)
-    if largest >= capacity.model.vocab_size:
-        reason = f"token id {largest} is not below the vocabulary's size, {capacity.model.vocab_size}"
-        raise TokenOutOfRange(field, reason)
+    tokens = len(order.prompt_token_ids) + max_tokens
     if tokens > capacity.model.max_context_tokens:
         reason = f"{tokens} tokens exceed the context of {capacity.model.max_context_tokens}"
         raise ContextTooLong(field, reason)
-    needed = capacity.layout.blocks_for(tokens)
+    choices = order.choices if max_tokens else 1
+    needed = capacity.layout.blocks_for_answers(len(order.prompt_token_ids), max_tokens, choices)
     if needed > capacity.total_blocks:
-        reason = f"{tokens} tokens need {needed} blocks and this worker has {capacity.total_blocks}: send fewer"
+        several = f" in each of {choices} choices" if choices > 1 else ""
+        reason = (
+            f"{tokens} tokens{several} need {needed} blocks and this worker has {capacity.total_blocks}: send fewer"
+        )
         raise ContextTooLong(field, reason)
     if occupation.waiting >= capacity.max_waiting:
         message = f"{occupation.waiting} requests wait here already"
         raise Overloaded(message, RETRY_S)
+
+
+def _sampled(sampling: Sampling) -> Iterator[int]:
+    """Every token id that a worker would look up in its logits."""
+    if sampling.min_tokens:
+        yield from sampling.stop_token_ids
+    yield from sampling.allowed_token_ids
+    yield from sampling.forced_token_ids
+    yield from (token_id for token_id, _ in sampling.logit_bias)
+    yield from chain.from_iterable(sampling.banned_sequences)
+    if sampling.thinking is not None:
+        yield from sampling.thinking.start
+        yield from sampling.thinking.end

@@ -4,7 +4,6 @@
 is for the worker to say, which knows the model.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,9 +12,9 @@ from cluster_core.identity import Attempt, Incarnation, RequestId, Role, WorkerI
 from cluster_core.sampling import Sampling
 from cluster_core.workers import WorkerLoad
 from cluster_rpc import field_checks as check
+from cluster_rpc.sampling_messages import sampling_from_proto, sampling_to_proto
 from cluster_rpc.v1 import worker_pb2 as pb
 
-MAX_STOP_TOKENS = 256
 MAX_HOST_BYTES = 280
 
 _ROLES = {Role.PREFILL: pb.ROLE_PREFILL, Role.DECODE: pb.ROLE_DECODE}
@@ -35,6 +34,7 @@ class WorkOrder:
     """One leg of an attempt, as the router orders it from a worker."""
 
     request_id: RequestId
+    """The client's; with ``~`` and a number where a choice of several goes on alone."""
     attempt: Attempt
     prompt_token_ids: tuple[int, ...]
     sampling: Sampling
@@ -42,6 +42,8 @@ class WorkOrder:
     """The parent of the prompt's first block hash, 16 bytes."""
     origin: PrefillOrigin | None = None
     """Decode orders only; None: the worker prefills the prompt itself."""
+    choices: int = 1
+    """How many answers are drawn from the one prompt, each with its own seed (`cluster_core.sampling.choice_seed`)."""
 
 
 def prefill_to_proto(order: WorkOrder) -> pb.PrefillRequest:
@@ -53,6 +55,7 @@ def prefill_to_proto(order: WorkOrder) -> pb.PrefillRequest:
         prompt_token_ids=order.prompt_token_ids,
         sampling=sampling_to_proto(order.sampling),
         root_hash=order.root_hash,
+        choices=order.choices,
     )
 
 
@@ -69,6 +72,7 @@ def decode_to_proto(order: WorkOrder) -> pb.DecodeRequest:
         sampling=sampling_to_proto(order.sampling),
         root_hash=order.root_hash,
         source=source,
+        choices=order.choices,
     )
 
 
@@ -83,44 +87,15 @@ def order_from_proto(request: pb.PrefillRequest | pb.DecodeRequest) -> WorkOrder
             incarnation=check.incarnation(source.incarnation, "source.incarnation"),
             address=source.address,
         )
+    check.at_most(request.choices, check.MAX_CHOICES, "choices")
     return WorkOrder(
-        request_id=check.request_id(request.request_id),
+        request_id=check.order_id(request.request_id),
         attempt=check.attempt(request.attempt),
         prompt_token_ids=_prompt(request.prompt_token_ids),
         sampling=sampling_from_proto(request.sampling),
         root_hash=check.root_hash(request.root_hash),
         origin=origin,
-    )
-
-
-def sampling_to_proto(sampling: Sampling) -> pb.Sampling:
-    """Put a request's sampling on the wire."""
-    return pb.Sampling(
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        seed=sampling.seed,
-        max_tokens=sampling.max_tokens,
-        stop_token_ids=sorted(sampling.stop_token_ids),
-    )
-
-
-def sampling_from_proto(message: pb.Sampling) -> Sampling:
-    """Read a request's sampling. Raises `InvalidField`."""
-    if not math.isfinite(message.temperature) or message.temperature < 0:
-        check.refuse("sampling.temperature", f"must be finite and at least 0, not {message.temperature}")
-    if not 0 < message.top_p <= 1:
-        check.refuse("sampling.top_p", f"must be above 0 and at most 1, not {message.top_p}")
-    if not 0 < message.max_tokens <= check.MAX_TOKENS:
-        check.refuse("sampling.max_tokens", f"must be 1 to {check.MAX_TOKENS}")
-    check.at_most(len(message.stop_token_ids), MAX_STOP_TOKENS, "sampling.stop_token_ids")
-    return Sampling(
-        temperature=message.temperature,
-        top_p=message.top_p,
-        top_k=message.top_k,
-        seed=message.seed,
-        max_tokens=message.max_tokens,
-        stop_token_ids=frozenset(message.stop_token_ids),
+        choices=request.choices or 1,
     )
 
 
@@ -143,6 +118,12 @@ def status_to_proto(worker_id: WorkerId, incarnation: Incarnation, load: WorkerL
         draining=load.draining,
         orphaned_holds=load.orphaned_holds,
         preemptions=load.preemptions,
+        answer_steps=load.answer_steps,
+        written_tokens=load.written_tokens,
+        guessed_tokens=load.guessed_tokens,
+        accepted_guesses=load.accepted_guesses,
+        draft_s=load.draft_s,
+        draft_held_blocks=load.draft_held_blocks,
     )
 
 
@@ -163,6 +144,12 @@ def load_from_proto(status: pb.WorkerStatus) -> WorkerLoad:
         draining=status.draining,
         orphaned_holds=status.orphaned_holds,
         preemptions=status.preemptions,
+        answer_steps=status.answer_steps,
+        written_tokens=status.written_tokens,
+        guessed_tokens=status.guessed_tokens,
+        accepted_guesses=status.accepted_guesses,
+        draft_s=check.seconds(status.draft_s, "draft_s"),
+        draft_held_blocks=status.draft_held_blocks,
     )
 
 

@@ -1,8 +1,11 @@
 """One answer on its way through a decode worker."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from cluster_core.logprobs import TokenLogprobs
+from cluster_core.sampling import choice_seed
 from cluster_rpc.worker_messages import WorkOrder
 from decode_worker.answer_stream import AnswerStream, FinishReason, TokensWritten
 from inference_engine.sequence import TokenSequence
@@ -36,6 +39,8 @@ class Answer:
     arrival: int
     """Its place in the order of arrival. The lower one is the older."""
     arrived_s: float
+    choice: int = 0
+    """Which of the answers to its order. The others begin as forks of the first, when the prompt has been read."""
     stage: Stage = Stage.WAITING
     started: bool = False
     written: int = 0
@@ -53,20 +58,49 @@ class Answer:
         """Its blocks are still to come from a prefill worker."""
         return self.order.origin is not None and self.written == 0 and not self.read_here
 
-    def write(self, token_id: int) -> FinishReason | None:
-        """Append a token that was drawn here, tell the reader, and say whether the answer is complete.
+    @property
+    def fork_seeds(self) -> tuple[int, ...]:
+        """The seeds of the other answers to its order, whose first tokens are drawn with its own."""
+        if self.written:
+            return ()
+        return tuple(choice_seed(self.order.sampling.seed, choice) for choice in range(1, self.order.choices))
+
+    @property
+    def tells_prompt(self) -> bool:
+        """The prompt's logprobs are still to be told from here: they come of computing it, not of cached blocks."""
+        asked = self.order.sampling.prompt_logprobs is not None
+        return asked and self.order.origin is None and self.written == 0
+
+    @property
+    def left(self) -> int:
+        """How many tokens it may still write."""
+        return self.order.sampling.max_tokens - self.written
+
+    def write(self, token_ids: Sequence[int], logprobs: tuple[TokenLogprobs, ...] = ()) -> FinishReason | None:
+        """Append tokens that were drawn here, tell the reader, and say whether the answer is complete.
 
         Where there is a prefill worker, the answer's first token is for it to tell. If the prompt was read here all the
         same, both tell it: the reader then notices if they disagree.
         """
-        if self.written or self.order.origin is None or self.read_here:
-            self.stream.put(TokensWritten(offset=self.written, token_ids=(token_id,)))
-        return self.take_over(token_id)
+        if token_ids and (self.written or self.order.origin is None or self.read_here):
+            event = TokensWritten(
+                offset=self.written, token_ids=tuple(token_ids), logprobs=logprobs, choice=self.choice
+            )
+            self.stream.put(event)
+        return self.take_over(token_ids)
 
-    def take_over(self, token_id: int) -> FinishReason | None:
-        """Append a token that the reader knows already, and say whether the answer is complete."""
-        self.sequence.append(token_id)
-        self.written += 1
-        if token_id in self.order.sampling.stop_token_ids:
+    def take_over(self, token_ids: Sequence[int]) -> FinishReason | None:
+        """Append tokens that the reader knows already, and say whether the answer is complete.
+
+        At most as many as are `left`, and only the last may end the answer. All but the last have been computed: they
+        were guessed.
+        """
+        if not token_ids:
+            return None
+        for token_id in token_ids:
+            self.sequence.append(token_id)
+        self.sequence.advance(len(token_ids) - 1)
+        self.written += len(token_ids)
+        if token_ids[-1] in self.order.sampling.stop_token_ids:
             return "stop"
-        return "length" if self.written >= self.order.sampling.max_tokens else None
+        return None if self.left else "length"

@@ -13,6 +13,7 @@ from typing import Literal
 
 from cluster_core.errors import BatonError
 from cluster_core.handoff import HandoffReport
+from cluster_core.logprobs import TokenLogprobs
 
 FinishReason = Literal["stop", "length"]
 
@@ -32,6 +33,18 @@ class TokensWritten:
 
     offset: int
     token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """One a token, where they were asked for."""
+    choice: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartRead:
+    """A part of the prompt has been read here whose logprobs were asked for."""
+
+    position: int
+    """Of the first of them in the prompt."""
+    logprobs: tuple[TokenLogprobs, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,9 +59,10 @@ class Finished:
     """The answer is complete."""
 
     reason: FinishReason
+    choice: int = 0
 
 
-AnswerEvent = Started | TokensWritten | HandedOver | Finished
+AnswerEvent = Started | PartRead | TokensWritten | HandedOver | Finished
 
 
 class AnswerStream:
@@ -68,9 +82,15 @@ class AnswerStream:
         if isinstance(event, TokensWritten):
             self._tokens += len(event.token_ids)
             self.full = self._tokens >= self._limit
-            if self._events and isinstance(last := self._events[-1], TokensWritten):
+            last = self._events[-1] if self._events else None
+            if isinstance(last, TokensWritten) and last.choice == event.choice:
                 self._events.pop()
-                event = TokensWritten(offset=last.offset, token_ids=last.token_ids + event.token_ids)
+                event = TokensWritten(
+                    offset=last.offset,
+                    token_ids=last.token_ids + event.token_ids,
+                    logprobs=last.logprobs + event.logprobs,
+                    choice=event.choice,
+                )
         self._events.append(event)
         self._changed.set()
 

@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 
+from inference_engine.prompt_shares import share_budget
+
 
 def plan_step(pending: Sequence[int], budget: int, chunk: int) -> list[int]:
     """Return how many tokens each request may compute in the next step; ``pending`` is in order of arrival.
 
     A request with one pending token is writing; it goes first, so that reading prompts never stops an answer. What is
-    left of the budget goes to prompts in order of arrival, at most ``chunk`` tokens in all, which bounds how much a
-    prompt can delay the answers beside it.
+    left of the budget goes to prompts, as `share_budget` shares it, at most ``chunk`` tokens in all, which bounds how
+    much prompts can delay the answers beside them.
     """
     shares = [0] * len(pending)
     left = budget
@@ -16,9 +18,8 @@ def plan_step(pending: Sequence[int], budget: int, chunk: int) -> list[int]:
         if tokens == 1 and left:
             shares[place] = 1
             left -= 1
-    left = min(left, chunk)
-    for place, tokens in enumerate(pending):
-        if tokens > 1:
-            shares[place] = min(tokens, left)
-            left -= shares[place]
+    prompts = [place for place, tokens in enumerate(pending) if tokens > 1]
+    parts = share_budget([pending[place] for place in prompts], min(left, chunk), chunk)
+    for place, part in zip(prompts, parts, strict=True):
+        shares[place] = part
     return shares

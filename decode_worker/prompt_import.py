@@ -48,7 +48,8 @@ class PromptImports:
             exporter=order.origin.worker_id,
             exporter_incarnation=order.origin.incarnation,
             targets=tuple(sequence.block_table[: -(-length // size)]),
-            kept=frozenset(range(sequence.computed // size)),
+            kept=frozenset(range(sequence.dropped, sequence.computed // size)),
+            first=sequence.dropped,
             hashes=tuple(sequence.hashes()),
         )
         task = asyncio.create_task(self._bring(order.origin, job), name=f"import {order.request_id}")

@@ -5,6 +5,9 @@ Life of an answer: it *waits* in a bounded queue until blocks for its prompt and
 steps add tokens, each sealed block entering the cache; it *ends* with its last token, an error or a cancel, and every
 block it held goes back.
 
+An order for several answers is one answer until its prompt has been read or has arrived; then the others are *forked*
+from it. They share its full blocks and its stream, and are from then on answers like all others.
+
 When blocks run out, an answer whose reader does not keep up is preempted first, then the youngest: it gives back all
 its blocks and waits at its old place, to be read again from prompt and tokens, most of it from the cache. An answer
 preempts only younger ones, so the oldest always moves. Imports are called back after the younger running answers, and
@@ -13,25 +16,30 @@ full of what the other has no room for. What was called back waits again and rea
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
-from cluster_core.errors import BatonError, Cancelled, LegFailed
+from cluster_core.errors import BatonError, Cancelled, LegFailed, RequestError
 from cluster_core.holds import RequestHold
-from cluster_core.identity import RequestId
+from cluster_core.identity import Attempt, RequestId
+from cluster_core.logprobs import TokenLogprobs
 from cluster_core.workers import WorkerLoad
 from cluster_rpc.order_checks import Capacity, Occupation, check_order
 from cluster_rpc.worker_messages import WorkOrder
 from decode_worker.answer import Answer, Stage
-from decode_worker.answer_stream import AnswerStream, Finished, FinishReason, HandedOver, Started
+from decode_worker.answer_stream import AnswerStream, Finished, FinishReason, HandedOver, PartRead, Started
 from decode_worker.batcher import plan_step
+from decode_worker.forks import fork_answer
+from decode_worker.load_report import report_load
 from decode_worker.prompt_import import BlockSource, PromptImports
 from decode_worker.settings import DecodeSettings
+from decode_worker.speculation import Speculation
+from decode_worker.step_share import StepShare
 from decode_worker.waiting_room import WaitingRoom
 from inference_engine.block_pool import BlockPool, NoFreeBlocks
 from inference_engine.learned_rates import LearnedRates
 from inference_engine.sequence import TokenSequence
-from inference_engine.step import SequenceSlice, StepPlan, StepResult
+from inference_engine.step import DraftSlice, StepPlan, StepResult
 from kv_transfer.importer import Imported
 
 
@@ -43,6 +51,9 @@ class SchedulerParts:
     capacity: Capacity
     source: BlockSource
     settings: DecodeSettings
+    copy_block: Callable[[int, int], None]
+    """Copies a block's content, from one index to another."""
+    speculation: Speculation = field(default_factory=Speculation)
     clock: Callable[[], float] = time.monotonic
 
 
@@ -55,10 +66,12 @@ class DecodeScheduler:
         self._on_change = on_change
         self._rates = LearnedRates()
         self._imports = PromptImports(parts.source, arrived=self._arrived, failed=self._import_failed)
-        self._live: dict[RequestId, Answer] = {}
+        self._live: dict[tuple[RequestId, int], Answer] = {}
+        """The answers that have not ended, by request and choice."""
         self._waiting = WaitingRoom(parts.settings.passing_s)
         self._running: list[Answer] = []
-        self._in_step: list[tuple[Answer, int]] = []
+        self._in_step: list[StepShare] = []
+        self._drafts: tuple[DraftSlice, ...] = ()
         self._submitted = 0
         self._look = True
         self._available_at_look = 0
@@ -72,38 +85,48 @@ class DecodeScheduler:
     def submit(self, order: WorkOrder) -> Answer:
         """Queue a request. Raises what `check_order` raises. A live earlier attempt is ended."""
         parts = self._parts
-        older = self._live.get(order.request_id)
+        older = next((answer for answer in self._live.values() if answer.order.request_id == order.request_id), None)
         occupation = Occupation(
             draining=self.draining,
             waiting=len(self._waiting),
             live_attempt=None if older is None else older.order.attempt,
         )
-        tokens = len(order.prompt_token_ids) + order.sampling.max_tokens
-        check_order(order, tokens, parts.capacity, occupation)
+        check_order(order, order.sampling.max_tokens, parts.capacity, occupation)
         if older is not None:
             self.abort(older)
-        self._submitted += 1
+        arrival = self._submitted + 1
+        self._submitted += order.choices
         answer = Answer(
             order=order,
             sequence=TokenSequence(
                 pool=parts.pool,
-                hold=RequestHold(order.request_id, order.attempt, self._submitted),
+                hold=RequestHold(order.request_id, order.attempt, arrival),
                 root=order.root_hash,
                 token_ids=order.prompt_token_ids,
                 block_size_tokens=parts.capacity.layout.block_size_tokens,
+                window_tokens=parts.capacity.layout.window_tokens,
             ),
             stream=AnswerStream(parts.settings.stream_tokens, self._look_again),
-            arrival=self._submitted,
+            arrival=arrival,
             arrived_s=parts.clock(),
         )
-        self._live[order.request_id] = answer
+        self._live[order.request_id, 0] = answer
         self._waiting.add(answer)
         self._look_again()
         return answer
 
     def abort(self, answer: Answer) -> None:
-        """End an answer that nobody waits for any more. Does nothing to one that has ended."""
-        self._end(answer, Cancelled("the answer was cancelled"))
+        """End an answer that nobody waits for any more, and its siblings. Does nothing to those that have ended."""
+        for sibling in [live for live in self._live.values() if live.stream is answer.stream]:
+            self._end(sibling, Cancelled("the answer was cancelled"))
+
+    def end_choice(self, request_id: RequestId, attempt: Attempt, choice: int) -> bool:
+        """End one of several answers, whose reader has enough of it; False when it has ended already."""
+        answer = self._live.get((request_id, choice))
+        if answer is None or answer.order.attempt != attempt:
+            return False
+        self._end(answer, None)
+        return True
 
     def next_step(self) -> StepPlan | None:
         """Admit what has room, then give every answer that can move its place in the step, the oldest first."""
@@ -111,36 +134,47 @@ class DecodeScheduler:
         settings = self._parts.settings
         ready = [answer for answer in self._running if not self._paused(answer)]
         counts = plan_step([answer.sequence.pending for answer in ready], settings.token_budget, settings.chunk_tokens)
-        chosen = [(answer, count) for answer, count in zip(ready, counts, strict=True) if count]
-        able = [(answer, count) for answer, count in chosen if self._make_room(answer, count)]
-        self._in_step = [(answer, count) for answer, count in able if answer.stage is Stage.RUNNING]
+        chosen = [StepShare(answer=answer, count=count) for answer, count in zip(ready, counts, strict=True) if count]
+        able = [share for share in chosen if self._make_room(share.answer, share.count)]
+        self._in_step = [share for share in able if share.answer.stage is Stage.RUNNING]
         if not self._in_step:
             return None
-        return StepPlan(slices=tuple(_slice(answer, count) for answer, count in self._in_step))
+        room = settings.token_budget - sum(share.count for share in self._in_step)
+        self._drafts = self._parts.speculation.plan(self._in_step, room)
+        return StepPlan(slices=tuple(share.slice() for share in self._in_step), drafts=self._drafts)
 
     def step_done(self, result: StepResult) -> None:
         """Seal what the step filled, stream the tokens it drew, end the answers that are complete."""
-        counts = [count for _, count in self._in_step]
-        writing = counts.count(1)
-        self._rates.step_took(result.elapsed_s, prefill_tokens=sum(counts) - writing, decode_tokens=writing)
-        finished_step, self._in_step = self._in_step, []
-        for (answer, count), token_id in zip(finished_step, result.tokens, strict=True):
+        shares, self._in_step = self._in_step, []
+        self._parts.speculation.step_done(shares, self._drafts, result)
+        writing = sum(share.writes for share in shares)
+        read = sum(share.count for share in shares) - writing
+        self._rates.step_took(result.elapsed_s, prefill_tokens=read, decode_tokens=writing)
+        for share, drawn in zip(shares, result.slices, strict=True):
+            answer = share.answer
             if answer.stage is Stage.ENDED:
-                answer.sequence.give_back()
+                self._give_back(answer)
                 continue
-            answer.sequence.advance(count)
-            if token_id is not None:
-                self._finish_if(answer, answer.write(token_id))
+            if drawn.prompt_logprobs:
+                position = answer.sequence.computed + 1
+                answer.stream.put(PartRead(position=position, logprobs=drawn.prompt_logprobs))
+            answer.sequence.advance(share.count)
+            for fork, first, told in self._fork(answer, drawn.fork_token_ids, drawn.fork_logprobs):
+                self._finish_if(fork, fork.write(first, told))
+            self._finish_if(answer, answer.write(drawn.token_ids, drawn.logprobs))
+            if share.offer is not None and answer.stage is Stage.RUNNING:
+                answer.sequence.trim()
         self._on_change()
 
     def step_failed(self, error: Exception, places: frozenset[int] | None) -> None:
         """End the answers of the step that raised, those at ``places`` or all; the others are planned again."""
         failed_step, self._in_step = self._in_step, []
-        for place, (answer, _) in enumerate(failed_step):
-            if answer.stage is Stage.ENDED:
-                answer.sequence.give_back()
+        for place, share in enumerate(failed_step):
+            if share.answer.stage is Stage.ENDED:
+                self._give_back(share.answer)
             elif places is None or place in places:
-                self._end(answer, LegFailed(f"the decode's engine step failed: {type(error).__name__}: {error}"))
+                reason = f"the decode's engine step failed: {type(error).__name__}: {error}"
+                self._end(share.answer, error if isinstance(error, RequestError) else LegFailed(reason))
 
     def sweep(self) -> None:
         """End the answers that were paused for too long, call back an import that others wait for.
@@ -169,23 +203,10 @@ class DecodeScheduler:
 
     def load(self) -> WorkerLoad:
         """Return what the scheduler knows of the worker's load."""
-        counts = self._parts.pool.counts()
-        to_read = [answer for answer in self._waiting if not answer.to_import]
-        to_read += [answer for answer in self._running if answer.sequence.pending > 1]
-        return WorkerLoad(
-            waiting_requests=len(self._waiting),
-            running_requests=len(self._live) - len(self._waiting),
-            queued_prefill_tokens=sum(answer.sequence.pending for answer in to_read),
-            total_blocks=counts.total,
-            held_blocks=counts.held,
-            cached_blocks=counts.cached,
-            prefill_s_per_token=self._rates.prefill_s_per_token,
-            decode_step_s=self._rates.decode_step_s,
-            transfer_bytes_per_s=self._rates.transfer_bytes_per_s,
-            transfer_fixed_s=self._rates.transfer_fixed_s,
-            draining=self.draining,
-            preemptions=self._preemptions,
-        )
+        parts, waiting = self._parts, list(self._waiting)
+        admitted = [answer for answer in self._live.values() if answer.stage is not Stage.WAITING]
+        load = report_load(parts.pool, self._rates, parts.speculation, waiting=waiting, admitted=admitted)
+        return replace(load, draining=self.draining, preemptions=self._preemptions)
 
     def _paused(self, answer: Answer) -> bool:
         if not answer.stream.full:
@@ -218,7 +239,7 @@ class DecodeScheduler:
             if not answer.started:
                 answer.started = True
                 queue_s = self._parts.clock() - answer.arrived_s
-                answer.stream.put(Started(queue_s=queue_s, cached_tokens=answer.sequence.computed))
+                answer.stream.put(Started(queue_s=queue_s, cached_tokens=answer.sequence.cached))
             if answer.to_import:
                 answer.stage = Stage.IMPORTING
                 answer.import_began_s = self._parts.clock()
@@ -230,9 +251,12 @@ class DecodeScheduler:
         """Reserve blocks for all of the answer's tokens and the next one, and leave the running ones some to grow."""
         sequence = answer.sequence
         length = len(sequence.token_ids)
-        sequence.attach_cached(length if answer.to_import else length - 1)
+        if answer.to_import:
+            sequence.start_at_tail()
+        if not answer.tells_prompt:
+            sequence.attach_cached(length if answer.to_import else length - 1)
         try:
-            sequence.reserve(length + 1)
+            sequence.reserve_ahead(length + 1)
         except NoFreeBlocks:
             sequence.give_back()
             return False
@@ -245,6 +269,20 @@ class DecodeScheduler:
         answer.stage = Stage.RUNNING
         self._running.append(answer)
         self._running.sort(key=lambda running: running.arrival)
+
+    def _fork(
+        self, answer: Answer, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs]
+    ) -> Iterator[tuple[Answer, tuple[int, ...], tuple[TokenLogprobs, ...]]]:
+        """Yield the other answers to an order, each with its first token, which the caller writes, and its logprobs."""
+        for choice, token_id in enumerate(token_ids, start=1):
+            fork = fork_answer(answer, choice, self._parts.copy_block)
+            self._live[answer.order.request_id, choice] = fork
+            if fork.sequence.block_table:
+                self._run(fork)
+            else:
+                self._waiting.add(fork)
+                self._look = True
+            yield fork, (token_id,), tuple(logprobs[choice - 1 : choice])
 
     def _make_room(self, answer: Answer, count: int) -> bool:
         """Reserve the blocks that ``count`` more tokens need, preempting others; False when that is impossible now."""
@@ -267,7 +305,7 @@ class DecodeScheduler:
         self._preemptions += 1
         self._look = True
         self._running.remove(answer)
-        answer.sequence.give_back()
+        self._give_back(answer)
         answer.stage = Stage.WAITING
         self._waiting.add(answer)
 
@@ -284,7 +322,7 @@ class DecodeScheduler:
     def _arrived(self, answer: Answer, imported: Imported) -> None:
         """Take an import over: called when its task is over, even if the answer has ended meanwhile."""
         if answer.stage is Stage.ENDED:
-            answer.sequence.give_back()
+            self._give_back(answer)
             self._on_change()
             return
         report = imported.report
@@ -292,11 +330,13 @@ class DecodeScheduler:
         answer.sequence.advance(answer.sequence.pending)
         answer.stream.put(HandedOver(report=report))
         self._run(answer)
-        self._finish_if(answer, answer.take_over(imported.first_token_id))
+        for fork, first, _ in self._fork(answer, imported.fork_token_ids, ()):
+            self._finish_if(fork, fork.take_over(first))
+        self._finish_if(answer, answer.take_over((imported.first_token_id,)))
         self._on_change()
 
     def _import_failed(self, answer: Answer, error: BatonError) -> None:
-        answer.sequence.give_back()
+        self._give_back(answer)
         if answer.stage is Stage.IMPORTING and answer.read_here:
             answer.stage = Stage.WAITING
             self._waiting.add(answer)
@@ -308,38 +348,35 @@ class DecodeScheduler:
     def _finish_if(self, answer: Answer, reason: FinishReason | None) -> None:
         if reason is not None:
             self._remove(answer)
-            answer.sequence.give_back()
-            answer.stream.put(Finished(reason=reason))
+            self._give_back(answer)
+            answer.stream.put(Finished(reason=reason, choice=answer.choice))
 
-    def _end(self, answer: Answer, error: BatonError) -> None:
-        """End an answer early. Blocks that a running step or import writes go back when that is over."""
+    def _give_back(self, answer: Answer) -> None:
+        """Give every block of an answer back, its draft's too."""
+        answer.sequence.give_back()
+        self._parts.speculation.give_back(answer)
+
+    def _end(self, answer: Answer, error: BatonError | None) -> None:
+        """End an answer early, with an error its siblings too. Blocks that a step or import writes go back after it."""
         if answer.stage is Stage.ENDED:
             return
         importing = answer.stage is Stage.IMPORTING
         self._remove(answer)
-        answer.stream.fail(error)
+        if error is None:
+            answer.stream.put(Finished(reason="stop", choice=answer.choice))
+        else:
+            answer.stream.fail(error)
         if importing:
             self._imports.cancel(answer)
-        elif all(stepping is not answer for stepping, _ in self._in_step):
-            answer.sequence.give_back()
+        elif all(share.answer is not answer for share in self._in_step):
+            self._give_back(answer)
         self._on_change()
 
     def _remove(self, answer: Answer) -> None:
         self._look = True
-        del self._live[answer.order.request_id]
+        del self._live[answer.order.request_id, answer.choice]
         if answer.stage is Stage.WAITING:
             self._waiting.remove(answer)
         elif answer.stage is Stage.RUNNING:
             self._running.remove(answer)
         answer.stage = Stage.ENDED
-
-
-def _slice(answer: Answer, count: int) -> SequenceSlice:
-    sequence = answer.sequence
-    end = sequence.computed + count
-    return SequenceSlice(
-        token_ids=sequence.token_ids[sequence.computed : end],
-        start=sequence.computed,
-        block_table=sequence.block_table,  # not changed while a step uses it
-        draw=answer.order.sampling if count == sequence.pending else None,
-    )

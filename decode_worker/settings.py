@@ -1,6 +1,9 @@
-"""Section ``[decode]`` of the configuration file."""
+"""Sections ``[decode]`` and ``[speculation]`` of the configuration file."""
 
 from dataclasses import dataclass
+
+SPECULATION_METHODS = ("off", "prompt_lookup", "draft_model")
+MOST_DRAFT_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,4 +47,34 @@ class DecodeSettings:
             raise ValueError(message)
         if self.token_budget <= self.max_running:
             message = f"token_budget: must be more than max_running ({self.max_running}), or prompts are never read"
+            raise ValueError(message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeculationSettings:
+    """How decode workers guess tokens ahead. What is written does not depend on it, only how fast."""
+
+    method: str = "prompt_lookup"
+    """``prompt_lookup``: what follows where the last tokens stood before, in prompt or answer; ``draft_model``: a
+    second, smaller model; ``off``. Either guesses only where that is measured to gain."""
+    max_draft_tokens: int = 8
+    """Most guesses of one answer in one step."""
+    draft_model: str = ""
+    """The smaller model's folder; it must have the same vocabulary."""
+    draft_total_blocks: int = 0
+    """KV blocks of the smaller model; 0: as many as ``decode.total_blocks``."""
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` for what cannot work."""
+        if self.method not in SPECULATION_METHODS:
+            message = f"method: {self.method!r} is not known; right are {', '.join(SPECULATION_METHODS)}"
+            raise ValueError(message)
+        if not 1 <= self.max_draft_tokens <= MOST_DRAFT_TOKENS:
+            message = f"max_draft_tokens: must be 1 to {MOST_DRAFT_TOKENS}, not {self.max_draft_tokens}"
+            raise ValueError(message)
+        if (self.method == "draft_model") != bool(self.draft_model):
+            message = "draft_model: names a model folder where method is draft_model, and is empty elsewhere"
+            raise ValueError(message)
+        if self.draft_total_blocks < 0:
+            message = "draft_total_blocks: must be 0 or more"
             raise ValueError(message)

@@ -9,16 +9,21 @@ from cluster_rpc.limits import INTERNAL
 from cluster_rpc.order_checks import Capacity
 from cluster_rpc.server import DECODE, WORKER, RpcServer
 from cluster_rpc.worker_service import WorkerStatusService
+from decode_worker.draft_guesses import DraftGuesses
+from decode_worker.guess_source import GuessSource, LookupGuesses
 from decode_worker.handoff_call import GrpcBlockSource
 from decode_worker.scheduler import DecodeScheduler, SchedulerParts
 from decode_worker.service import DecodeService
-from decode_worker.settings import DecodeSettings
+from decode_worker.settings import DecodeSettings, SpeculationSettings
+from decode_worker.speculation import Speculation
 from decode_worker.worker import DecodeParts, DecodeWorker, ServingEngine, Site
 from inference_engine.bell import Bell
 from inference_engine.block_pool import BlockPool
+from inference_engine.draft_folder import open_draft_folder
+from inference_engine.draft_model import DraftingEngine
 from inference_engine.engine import Engine
 from inference_engine.engine_loop import EngineLoop
-from inference_engine.model_folder import open_model_folder
+from inference_engine.model_folder import ModelFolder, open_model_folder
 from inference_engine.settings import EngineSettings, ModelSettings
 from inference_engine.warm_up import warm_up
 from inference_engine.watched_holds import WatchedHolds
@@ -36,12 +41,16 @@ def build_worker(document: Document, worker_id: WorkerId, directory_url: str) ->
         incarnation=new_incarnation(),
         settings=read_section(document, "decode", DecodeSettings),
         directory_settings=read_section(document, "directory", DirectorySettings),
+        speculation=read_section(document, "speculation", SpeculationSettings),
     )
-    folder = open_model_folder(read_section(document, "model", ModelSettings))
+    model = read_section(document, "model", ModelSettings)
+    folder = open_model_folder(model)
+    draft_path = site.speculation.draft_model
+    draft_folder = open_draft_folder(folder, model, draft_path) if draft_path else None
     return DecodeWorker(
         site,
         RedisDirectory(directory_url, site.directory_settings),
-        load_engine=lambda: warm_up(Engine.load(folder, engine_settings, site.settings.total_blocks)),
+        load_engine=lambda: _load(folder, draft_folder, engine_settings, site),
         assemble=lambda worker, engine: assemble(worker, engine, make_transport(transfer), transfer),
     )
 
@@ -70,13 +79,20 @@ def assemble(
         total_blocks=site.settings.total_blocks,
         max_waiting=site.settings.max_waiting,
     )
-    parts = SchedulerParts(pool=pool, capacity=capacity, source=source, settings=site.settings)
+    parts = SchedulerParts(
+        pool=pool,
+        capacity=capacity,
+        source=source,
+        settings=site.settings,
+        copy_block=engine.memory.copy_block,
+        speculation=Speculation(_guess_source(site, engine), most=site.speculation.max_draft_tokens),
+    )
     scheduler = DecodeScheduler(parts, on_change=bell.ring)
     loop = EngineLoop(engine=engine, work=scheduler, on_broken=worker.break_down)
     bell.listen(loop.wake)
     status = WorkerStatusService(site.worker_id, site.incarnation, load=worker.load, drain=worker.stop_admission)
     server = RpcServer(INTERNAL)
-    server.add(DECODE, DecodeService(scheduler))
+    server.add(DECODE, DecodeService(scheduler, engine.grammars))
     server.add(WORKER, status)
     return DecodeParts(
         bell=bell,
@@ -89,3 +105,35 @@ def assemble(
         loop=loop,
         server=server,
     )
+
+
+def _load(folder: ModelFolder, draft_folder: ModelFolder | None, settings: EngineSettings, site: Site) -> ServingEngine:
+    """Load the model, and its draft model where there is one."""
+    engine = warm_up(Engine.load(folder, settings, site.settings.total_blocks))
+    engine.prepare_decode(site.settings.max_running)
+    if draft_folder is None:
+        return engine
+    draft = warm_up(Engine.load(draft_folder, settings, _draft_blocks(site)))
+    draft.prepare_decode(site.settings.max_running)
+    draft.grammars = engine.grammars
+    return DraftingEngine(engine, draft)
+
+
+def _guess_source(site: Site, engine: ServingEngine) -> GuessSource | None:
+    match site.speculation.method:
+        case "prompt_lookup":
+            return LookupGuesses()
+        case "draft_model":
+            assert isinstance(engine, DraftingEngine), "loaded without its draft model"
+            return DraftGuesses(
+                identity=engine.draft.identity,
+                layout=engine.draft.layout,
+                total_blocks=_draft_blocks(site),
+                chunk_tokens=site.settings.chunk_tokens,
+            )
+        case _:
+            return None
+
+
+def _draft_blocks(site: Site) -> int:
+    return site.speculation.draft_total_blocks or site.settings.total_blocks

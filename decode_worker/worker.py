@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from block_directory.directory import BlockDirectory
@@ -20,10 +20,11 @@ from cluster_rpc.server import RpcServer
 from cluster_rpc.worker_process import reachable_host
 from decode_worker.handoff_call import GrpcBlockSource
 from decode_worker.scheduler import DecodeScheduler
-from decode_worker.settings import DecodeSettings
+from decode_worker.settings import DecodeSettings, SpeculationSettings
 from inference_engine.bell import Bell
 from inference_engine.block_pool import BlockPool
 from inference_engine.engine_loop import EngineLoop, Stepping
+from inference_engine.grammar_preparer import GrammarPreparer
 from kv_transfer.importer import Importer
 from kv_transfer.memory import BlockMemory
 from kv_transfer.transport import Transport
@@ -36,8 +37,21 @@ SWEEP_S = 0.25
 DRAIN_POLL_S = 0.02
 
 
+class EngineMemory(BlockMemory, Protocol):
+    """The blocks of an engine."""
+
+    def copy_block(self, source: int, target: int) -> None:
+        """Make block ``target`` hold what block ``source`` holds."""
+        ...
+
+
 class ServingEngine(Stepping, Protocol):
     """What a worker needs of an engine beside its steps."""
+
+    @property
+    def grammars(self) -> GrammarPreparer:
+        """The grammars over the model's tokens."""
+        ...
 
     @property
     def identity(self) -> ModelIdentity:
@@ -50,7 +64,7 @@ class ServingEngine(Stepping, Protocol):
         ...
 
     @property
-    def memory(self) -> BlockMemory:
+    def memory(self) -> EngineMemory:
         """The blocks."""
         ...
 
@@ -63,6 +77,7 @@ class Site:
     incarnation: Incarnation
     settings: DecodeSettings
     directory_settings: DirectorySettings
+    speculation: SpeculationSettings = field(default_factory=SpeculationSettings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,94 +1,80 @@
-"""Attention on the CPU by the compiled kernel, on as many threads as the engine has.
-
-The threads are Python's: the kernel leaves the interpreter's lock, and numba's own thread pool may not be entered by
-two engines of one process at once.
-"""
-
-from concurrent.futures import ThreadPoolExecutor
+"""Attention on the CPU by the compiled kernel, on as many threads as the engine has."""
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from inference_engine.attention_kernel import TILE_QUERIES, attend_items
-from inference_engine.batch import Batch, Int32Array
+from inference_engine.attention_kernel import Ints, Numbers, Works, attend_tiles, make_works
+from inference_engine.batch import Batch
 from inference_engine.kv_pool import KvPool
+from inference_engine.thread_team import ThreadTeam
 
+TILE_QUERIES = 32
+"""Rows of a tile at most: enough to make up for the copy of the keys, few enough for the nearest caches."""
 _FEWEST_READS_TO_SHARE = 4096  # keys to be read, below which a second thread costs more than it brings
 
 
+def numbers_of(tensor: torch.Tensor) -> Numbers:
+    """Return a tensor's memory as the kernels take it: float32, or bfloat16 as 16-bit words."""
+    numbers: Numbers = (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return numbers
+
+
 class CompiledAttention:
-    """The kernel and its threads. Compiles the kernel, or loads it from numba's cache, when it is made."""
+    """The kernel, its threads and their working memory."""
 
     def __init__(self, pool: KvPool, threads: int) -> None:
-        bits = torch.uint16 if pool.storage.dtype == torch.bfloat16 else torch.uint32
-        self._bits = pool.storage.view(bits).numpy()
-        self._threads = threads
-        self._others = ThreadPoolExecutor(threads - 1, "attention") if threads > 1 else None
-        compile_kernel(self._bits)
+        self.pool = numbers_of(pool.storage)
+        self.team = ThreadTeam(threads)
+        self._works: dict[int, Works] = {}
 
     def prepare(self, batch: Batch) -> "CompiledStep":
         """Cut the rows of each sequence into tiles."""
-        return CompiledStep(self._bits, batch, self._threads, self._others)
+        return CompiledStep(self, batch)
+
+    def works(self, heads: int) -> Works:
+        """Return the threads' working memory for this many query heads."""
+        if heads not in self._works:
+            kv_heads, head_dim = self.pool.shape[3], self.pool.shape[5]
+            self._works[heads] = make_works(self.team.threads, TILE_QUERIES, heads, kv_heads, head_dim)
+        return self._works[heads]
 
     def close(self) -> None:
         """End the threads."""
-        if self._others is not None:
-            self._others.shutdown()
-
-
-def compile_kernel(bits: npt.NDArray[np.uint16] | npt.NDArray[np.uint32]) -> None:
-    """Compile the kernel for a pool of these numbers, or load it from numba's cache, by running it on nothing."""
-    nothing = np.empty((0, bits.shape[3], bits.shape[5]), np.float32)
-    no_tiles, no_table = np.empty((0, 4), np.int32), np.empty((0, 1), np.int32)
-    attend_items(nothing, bits, 0, 0, no_tiles, no_table, nothing, 0, 1)
+        self.team.close()
 
 
 class CompiledStep:
     """The step's tiles."""
 
-    def __init__(
-        self,
-        bits: npt.NDArray[np.uint16] | npt.NDArray[np.uint32],
-        batch: Batch,
-        threads: int,
-        others: ThreadPoolExecutor | None,
-    ) -> None:
-        self._bits = bits
-        self._tables = batch.block_table
-        self._tiles = _tiles(batch)
-        shared = others is not None and int(batch.context_lengths.sum()) >= _FEWEST_READS_TO_SHARE
-        self._threads = threads if shared else 1
-        self._others = others
+    def __init__(self, attention: CompiledAttention, batch: Batch) -> None:
+        self._attention = attention
+        self.tables = batch.block_table
+        self.tiles = tiles_of(batch)
+        self.threads = 1 if int(batch.context_lengths.sum()) < _FEWEST_READS_TO_SHARE else attention.team.threads
 
     def attend(self, query: torch.Tensor, layer: int, window: int) -> torch.Tensor:
         """See `StepAttention.attend`."""
-        queries = query.float().contiguous().numpy()
-        output = np.empty_like(queries)
-        places = (queries, self._bits, layer, window, self._tiles, self._tables, output)
-        calls = []
-        if self._others is not None:
-            calls = [
-                self._others.submit(attend_items, *places, part, self._threads) for part in range(1, self._threads)
-            ]
-        attend_items(*places, 0, self._threads)
-        for call in calls:
-            call.result()
-        return torch.from_numpy(output).to(query.dtype)
+        attention = self._attention
+        queries = query.contiguous()
+        output = torch.empty_like(queries)
+        works = attention.works(query.shape[1])
+        attention.team.run(
+            attend_tiles, numbers_of(queries), attention.pool, layer, window, self.tiles, self.tables,
+            numbers_of(output), works, threads=self.threads,
+        )  # fmt: skip
+        return output
 
 
-def _tiles(batch: Batch) -> Int32Array:
+def tiles_of(batch: Batch) -> Ints:
     """Return the kernel's tiles, ``[tiles, 4]``: sequence, first row, rows, position of the first row."""
-    tiles: list[tuple[int, int, int, int]] = []
-    for sequence, context in enumerate(batch.context_lengths.tolist()):
-        start, end = batch.query_starts[sequence : sequence + 2].tolist()
-        shift = context - end  # from a row to its position
-        tiles.extend(
-            (sequence, row, min(TILE_QUERIES, end - row), row + shift) for row in range(start, end, TILE_QUERIES)
-        )
-    return np.array(tiles, dtype=np.int32)
-
-
-if __name__ == "__main__":  # `make setup`: three workers that start together need not compile it each
-    compile_kernel(np.empty((0, 1, 2, 1, 1, 1), np.uint16))
-    compile_kernel(np.empty((0, 1, 2, 1, 1, 1), np.uint32))
+    starts, lengths = batch.query_starts[:-1], np.diff(batch.query_starts)
+    counts = -(-lengths // TILE_QUERIES)
+    sequence = np.repeat(np.arange(len(lengths)), counts)
+    ordinal = np.arange(len(sequence)) - np.repeat(np.cumsum(counts) - counts, counts)  # of the tile in its sequence
+    first = ordinal * TILE_QUERIES
+    tiles = np.empty((len(sequence), 4), np.int32)
+    tiles[:, 0] = sequence
+    tiles[:, 1] = starts[sequence] + first
+    tiles[:, 2] = np.minimum(TILE_QUERIES, lengths[sequence] - first)
+    tiles[:, 3] = (batch.context_lengths - lengths)[sequence] + first
+    return tiles

@@ -35,10 +35,12 @@ class ReferenceStep:
         block_size = self._storage.shape[4]
         for index, context in enumerate(self._contexts):
             rows = slice(self._starts[index], self._starts[index + 1])
-            blocks = self._tables[index, : -(-context // block_size)]
+            first = max(0, context - (rows.stop - rows.start) - window + 1) // block_size if window else 0
+            blocks = self._tables[index, first : -(-context // block_size)]
+            read = context - first * block_size
             gathered = self._storage[blocks, layer]  # [blocks, 2, kv_heads, block_size, head_dim]
-            pairs = gathered.permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, :context]  # [2, kv_heads, context, head_dim]
-            seen = _visible(rows.stop - rows.start, context, window, query.device)
+            pairs = gathered.permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, :read]  # [2, kv_heads, read, head_dim]
+            seen = visible_keys(rows.stop - rows.start, read, window, query.device)
             attended = torch.nn.functional.scaled_dot_product_attention(
                 query[rows].transpose(0, 1)[None],  # [1, heads, rows, head_dim]
                 pairs[0][None],
@@ -50,7 +52,7 @@ class ReferenceStep:
         return output
 
 
-def _visible(rows: int, context: int, window: int, device: torch.device) -> torch.Tensor:
+def visible_keys(rows: int, context: int, window: int, device: torch.device) -> torch.Tensor:
     """Return which of ``context`` tokens each of the last ``rows`` of them sees, ``[rows, context]``."""
     queries = torch.arange(context - rows, context, device=device)[:, None]
     keys = torch.arange(context, device=device)[None, :]

@@ -21,7 +21,7 @@ class VarlenAttention:
 
     def __init__(self, pool: KvPool) -> None:
         self._pool = pool
-        self._in_place = _can_follow_block_tables(pool.storage.device)
+        self._in_place = follows_block_tables(pool.storage.device)
 
     def prepare(self, batch: Batch) -> "PagedStep | PackedStep":
         """Move the step's lengths and tables to the device."""
@@ -111,7 +111,8 @@ def _places(batch: Batch, context_starts: Int32Array, block_size: int) -> tuple[
     return batch.block_table[sequence, position // block_size], (position % block_size).astype(np.int32)
 
 
-def _can_follow_block_tables(device: torch.device) -> bool:
+def follows_block_tables(device: torch.device) -> bool:
+    """Tell whether flash attention's kernels read the pool in place here; its package is loaded for good if so."""
     if torch.cuda.get_device_capability(device)[0] != _HOPPER:
         return False
     try:

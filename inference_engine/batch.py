@@ -23,7 +23,7 @@ class Batch:
     positions: torch.Tensor  # [rows] int64
     slot_blocks: torch.Tensor  # [rows] int64: the block that takes the row's KV
     slot_offsets: torch.Tensor  # [rows] int64: and the token's place in it
-    draw_rows: torch.Tensor  # [draws] int64: rows whose next token is drawn
+    draw_rows: torch.Tensor  # [logits] int64: rows whose logits are read, for draws or for logprobs
     query_starts: Int32Array  # [sequences + 1]: first row of each slice
     context_lengths: Int32Array  # [sequences]: tokens of the sequence once the step is done
     block_table: Int32Array  # [sequences, most blocks], padded with 0
@@ -48,7 +48,9 @@ def build_batch(plan: StepPlan, block_size_tokens: int, device: torch.device) ->
     positions = np.arange(rows) + (starts - query_starts[:-1])[sequence_of_row]
     slot_blocks = block_table[sequence_of_row, positions // block_size_tokens].astype(np.int64)
     token_ids = np.fromiter(chain.from_iterable(piece.token_ids for piece in slices), dtype=np.int64, count=rows)
-    drawn = np.array([piece.draw is not None for piece in slices])
+    read_counts = lengths - np.array([piece.first_read for piece in slices], dtype=np.int64)
+    read_ends = np.cumsum(read_counts)
+    draw_rows = np.arange(read_ends[-1]) + np.repeat(query_starts[1:] - read_ends, read_counts)
 
     def tensor(values: npt.NDArray[np.int64]) -> torch.Tensor:
         return torch.from_numpy(values).to(device, non_blocking=True)
@@ -58,7 +60,7 @@ def build_batch(plan: StepPlan, block_size_tokens: int, device: torch.device) ->
         positions=tensor(positions),
         slot_blocks=tensor(slot_blocks),
         slot_offsets=tensor(positions % block_size_tokens),
-        draw_rows=tensor(query_starts[1:][drawn] - 1),
+        draw_rows=tensor(draw_rows),
         query_starts=query_starts.astype(np.int32),
         context_lengths=contexts.astype(np.int32),
         block_table=block_table,

@@ -28,7 +28,10 @@ class Decoder:
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """Compute the batch, write its KV into the pool, and return the logits ``[draws, vocabulary]`` in float32."""
-        step = self.attention.prepare(batch)
+        return self.compute(batch, self.attention.prepare(batch))
+
+    def compute(self, batch: Batch, step: StepAttention) -> torch.Tensor:
+        """Do as `logits`, with attention that is prepared already. On CUDA it only launches: nothing is waited for."""
         hidden = self._weights.embedding[batch.token_ids]  # [rows, hidden]
         cosine, sine = self._rope.tables(batch.positions, hidden.dtype)
         last = len(self._weights.layers) - 1

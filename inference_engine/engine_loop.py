@@ -20,7 +20,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
-from inference_engine.sampler import BrokenLogits
+from inference_engine.sampler import BrokenLogits, NothingAllowed
 from inference_engine.step import StepPlan, StepResult
 
 log = logging.getLogger(__name__)
@@ -118,8 +118,8 @@ class EngineLoop:
                 self._step_began_s = time.monotonic()
                 self._step = self._thread.submit(self._engine.step, plan)
                 result = await asyncio.wrap_future(self._step)
-            except BrokenLogits as error:
-                log.error("some answers are not numbers: %s", error)  # noqa: TRY400  # nothing to learn from its trace
+            except (BrokenLogits, NothingAllowed) as error:
+                log.error("some answers cannot go on: %s", error)  # noqa: TRY400  # nothing to learn from its trace
                 self._work.step_failed(error, frozenset(error.places))
             except Exception as error:  # whatever a step raises ends its requests, not the worker
                 log.exception("an engine step failed")

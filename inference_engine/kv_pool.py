@@ -16,12 +16,14 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class KvPool:
     """Blocks by index. Who may read or write which block is decided elsewhere."""
 
-    def __init__(self, layout: KvLayout, total_blocks: int, device: torch.device) -> None:
-        shape = (total_blocks, layout.layers, 2, layout.kv_heads, layout.block_size_tokens, layout.head_dim)
+    def __init__(self, layout: KvLayout, total_blocks: int, device: torch.device, spare_blocks: int = 0) -> None:
+        """``spare_blocks`` come after the others and are nobody's: see `inference_engine.cuda_graphs`."""
+        block_shape = (layout.layers, 2, layout.kv_heads, layout.block_size_tokens, layout.head_dim)
+        shape = (total_blocks + spare_blocks, *block_shape)
         self.storage = torch.zeros(shape, dtype=DTYPES[layout.dtype], device=device)
         self.total_blocks = total_blocks
         self.block_bytes = layout.block_bytes
-        self._bytes = self.storage.view(total_blocks, -1).view(torch.uint8)  # [total_blocks, block_bytes]
+        self._bytes = self.storage.flatten(1).view(torch.uint8)  # [all blocks, block_bytes]
         self._host_bytes = self._bytes.numpy() if device.type == "cpu" else None
 
     def buffer(self, index: int) -> Any:
@@ -30,6 +32,10 @@ class KvPool:
         On the CPU a numpy array of uint8; on CUDA a uint8 tensor with ``__cuda_array_interface__``.
         """
         return self._bytes[index] if self._host_bytes is None else self._host_bytes[index]
+
+    def copy_block(self, source: int, target: int) -> None:
+        """Make block ``target`` hold what block ``source`` holds."""
+        self._bytes[target].copy_(self._bytes[source])
 
     def clear_unused(self, index: int, tokens: int) -> None:
         """Zero the slots from ``tokens`` on, so that a part-filled block's bytes depend on its tokens alone."""

@@ -121,7 +121,8 @@ def _family(fields: JsonFields) -> str:
         return str(fields.values["model_type"])
     served = [FAMILIES[name] for name in named if name in FAMILIES]
     if not served:
-        fields.refuse("architectures", f"served are {', '.join(FAMILIES)}")
+        right = f'served are {", ".join(FAMILIES)}, and others by model.implementation = "transformers"'
+        fields.refuse("architectures", right)
     return served[0]
 
 

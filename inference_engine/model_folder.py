@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cluster_core.errors import ModelFolderError
 from cluster_core.layout import KvLayout, ModelIdentity
+from inference_engine.hf_config import HfConfig, read_hf_config
 from inference_engine.json_fields import JsonFields, read_json_object
 from inference_engine.model_config import ModelConfig, expected_tensors, read_model_config
 from inference_engine.safetensors_header import SafetensorsHeader, read_header
@@ -23,7 +24,8 @@ class ModelFolder:
     """A folder whose files are there, whole, and fit one another."""
 
     path: Path
-    config: ModelConfig
+    config: ModelConfig | HfConfig
+    """The one or the other by ``model.implementation``."""
     identity: ModelIdentity
     eos_token_ids: frozenset[int]
     weight_files: tuple[Path, ...]
@@ -39,9 +41,14 @@ def open_model_folder(settings: ModelSettings) -> ModelFolder:
     if not (path / "tokenizer.json").is_file():
         message = f"{path / 'tokenizer.json'}: missing; save the tokenizer in its fast form into the model folder"
         raise ModelFolderError(message)
-    config = read_model_config(JsonFields(values, str(path / "config.json")))
+    config: ModelConfig | HfConfig
+    if settings.implementation == "transformers":
+        config = read_hf_config(path, settings.max_context_tokens)
+    else:
+        config = read_model_config(JsonFields(values, str(path / "config.json")))
     headers = {file: read_header(file) for file in _weight_files(path)}
-    _check_tensors(path, config, headers)
+    if isinstance(config, ModelConfig):
+        _check_tensors(path, config, headers)
     if settings.max_context_tokens > config.max_context_tokens:
         message = (
             f"{path / 'config.json'}: the model reads {config.max_context_tokens} tokens; "
@@ -63,7 +70,7 @@ def open_model_folder(settings: ModelSettings) -> ModelFolder:
     )
 
 
-def layout_of(config: ModelConfig, settings: EngineSettings) -> KvLayout:
+def layout_of(config: ModelConfig | HfConfig, settings: EngineSettings) -> KvLayout:
     """Return how one block of this model's KV lies in memory."""
     return KvLayout(
         layers=config.layers,
@@ -71,6 +78,7 @@ def layout_of(config: ModelConfig, settings: EngineSettings) -> KvLayout:
         head_dim=config.head_dim,
         block_size_tokens=settings.block_size_tokens,
         dtype=settings.dtype,
+        window_tokens=max(config.windows) if all(config.windows) else 0,
     )
 
 

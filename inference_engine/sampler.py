@@ -1,19 +1,28 @@
 """From logits to tokens.
 
-A draw depends on the logits, the request's sampling, its seed and the token's position, and on nothing else: not on
-the batch, the worker or the attempt. The uniform number comes from SHA-256 of seed and position, so it is the same on
-every machine; probabilities are cut as temperature, then top-k, then top-p; the token is found by walking the
-cumulative distribution in the order of token ids.
+A draw depends on the logits, the request's sampling, the tokens before it and its position, and on nothing else: not on
+the batch, the worker or the attempt. It goes, row by row and for all rows of a step together, through
+
+1. the edits that the request wants (`inference_engine.sampling_edits`);
+2. the greedy shortcut: at temperature 0 the greatest logit is drawn, of equal ones the first;
+3. temperature, and the cuts min-p, top-k, top-p and typical (`inference_engine.sampling_cuts`);
+4. the draw: the cumulative distribution, in the order of token ids, is walked up to a uniform number that SHA-256
+   makes of seed and position, the same on every machine.
+
+A forced token (`inference_engine.thinking`) goes through none of it. ``docs/sampling.md`` says it at length.
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from enum import Enum, auto
 
 import torch
 
-from cluster_core.errors import ModelFolderError
-from cluster_core.sampling import Sampling
+from cluster_core.errors import BatonError, InvalidField, ModelFolderError
+from inference_engine.row_arrays import on_device, row_maxima, row_parts
+from inference_engine.sampling_cuts import cut
+from inference_engine.sampling_edits import Draw, GrammarMasker, edit_logits
 
 _WORD = (1 << 64) - 1
 _COLDEST = 1e-6
@@ -28,13 +37,26 @@ class BrokenLogits(ModelFolderError):
         self.places = places
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Draw:
-    """One token to be drawn."""
+class NothingAllowed(InvalidField):
+    """What these rows, or slices, forbid leaves no token to be drawn; the others are sound but were not drawn."""
 
-    sampling: Sampling
-    position: int
-    """Of the token to be drawn: prompt tokens count, the first is 0."""
+    def __init__(self, places: tuple[int, ...]) -> None:
+        super().__init__(
+            "sampling",
+            "grammar, allowed and banned tokens leave no token that the answer could go on with; forbid less",
+        )
+        self.places = places
+
+
+class Fault(Enum):
+    """Why nothing could be drawn."""
+
+    BROKEN = auto()
+    NOTHING_ALLOWED = auto()
+
+    def of(self, places: tuple[int, ...]) -> BatonError:
+        """Return the error that tells it of these rows or slices."""
+        return BrokenLogits(places) if self is Fault.BROKEN else NothingAllowed(places)
 
 
 def uniform(seed: int, position: int) -> float:
@@ -43,53 +65,78 @@ def uniform(seed: int, position: int) -> float:
     return (int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 11) / (1 << 53)
 
 
-def draw_tokens(logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
-    """Draw one token for each row of ``logits`` ``[draws, vocabulary]``, float32. Raises `BrokenLogits`."""
-    highest, best = logits.max(dim=-1)  # a row with a NaN has the maximum NaN
-    finite = torch.isfinite(highest).tolist()
-    if not all(finite):
-        raise BrokenLogits(tuple(index for index, sound in enumerate(finite) if not sound))
-    tokens: list[int] = best.tolist()
-    sampled = [index for index, draw in enumerate(draws) if draw.sampling.temperature > 0]
-    if sampled:
-        rows = logits if len(sampled) == len(draws) else logits[sampled]
-        drawn = _sample(rows, highest[sampled], [draws[index] for index in sampled])
-        for index, token in zip(sampled, drawn, strict=True):
-            tokens[index] = token
-    return tokens
+def draw_tokens(logits: torch.Tensor, draws: Sequence[Draw], masker: GrammarMasker | None = None) -> list[int]:
+    """Draw one token for each row of ``logits`` ``[draws, vocabulary]``, float32.
+
+    Raises `BrokenLogits` or `NothingAllowed`, in this order.
+    """
+    drawn = try_draw(logits, draws, masker)
+    raise_faults(drawn)
+    return [token for token in drawn if isinstance(token, int)]
 
 
-def _sample(logits: torch.Tensor, highest: torch.Tensor, draws: list[Draw]) -> list[int]:
-    device = logits.device
-    wished = [max(draw.sampling.temperature, _COLDEST) for draw in draws]
-    temperatures = torch.tensor(wished, device=device)
-    probabilities = torch.softmax((logits - highest[:, None]) / temperatures[:, None], dim=-1)
-    if any(draw.sampling.top_k > 0 or draw.sampling.top_p < 1 for draw in draws):
-        probabilities = _cut(probabilities, draws)
-    cumulative = probabilities.double().cumsum(dim=-1)
-    total = cumulative[:, -1:].contiguous()
-    numbers = [uniform(draw.sampling.seed, draw.position) for draw in draws]
-    targets = torch.tensor(numbers, dtype=torch.float64, device=device)[:, None] * total
-    chosen = torch.searchsorted(cumulative, targets, right=True)
-    last = torch.searchsorted(cumulative, total)  # the last token with any probability, should rounding pass it
-    drawn: list[int] = torch.minimum(chosen, last)[:, 0].tolist()
+def raise_faults(drawn: Sequence[object]) -> None:
+    """Raise the error of the first kind of fault there is, with the places of all of that kind."""
+    for fault in Fault:
+        places = tuple(place for place, entry in enumerate(drawn) if entry is fault)
+        if places:
+            raise fault.of(places)
+
+
+def try_draw(logits: torch.Tensor, draws: Sequence[Draw], masker: GrammarMasker | None = None) -> list[int | Fault]:
+    """Draw for each row of ``logits``, or tell why that cannot be done. Waits for the device once, at its end."""
+    forced = [draw.forced for draw in draws]
+    to_edit = [row for row, draw in enumerate(draws) if not draw.sampling.plain and forced[row] is None]
+    as_they_are = [draw if draw.sampling.plain else None for draw in draws] if to_edit else draws
+    raw, tokens = _choose(logits, as_they_are)
+    highest = raw
+    if to_edit:
+        rows = on_device(to_edit, torch.int64, logits.device)
+        wanted = logits[rows]
+        wishes = [draws[row] for row in to_edit]
+        edit_logits(wanted, wishes, masker)
+        highest_left, tokens_left = _choose(wanted, wishes)
+        highest, tokens = raw.index_copy(0, rows, highest_left), tokens.index_copy(0, rows, tokens_left)
+    told = [raw, highest, tokens] if to_edit else [raw, tokens]
+    numbers = torch.stack([row.double() for row in told]).tolist()  # token ids are exact in it
+    drawn: list[int | Fault] = []
+    for must, model_best, best, token in zip(forced, numbers[0], numbers[-2], numbers[-1], strict=True):
+        if not math.isfinite(model_best):
+            drawn.append(Fault.BROKEN)
+        elif must is not None:
+            drawn.append(must)
+        else:
+            drawn.append(Fault.NOTHING_ALLOWED if best == -math.inf else int(token))
     return drawn
 
 
-def _cut(probabilities: torch.Tensor, draws: list[Draw]) -> torch.Tensor:
-    """Zero what top-k and top-p exclude; of equally probable tokens the one with the lower id stays.
+def _choose(logits: torch.Tensor, draws: Sequence[Draw | None]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return each row's greatest logit, and a token for each row for which a draw is given, or anything else.
 
-    Top-p keeps the fewest tokens whose share of what top-k left is at least p; the most probable one stays always.
+    A row with a NaN has the greatest NaN.
     """
-    device, vocabulary = probabilities.device, probabilities.shape[1]
-    top_k = torch.tensor([min(draw.sampling.top_k or vocabulary, vocabulary) for draw in draws], device=device)
-    top_p = torch.tensor([draw.sampling.top_p for draw in draws], dtype=torch.float64, device=device)
-    ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
-    ranks = torch.arange(vocabulary, device=device)
-    ordered = ordered * (ranks < top_k[:, None])
-    cumulative = ordered.double().cumsum(dim=-1)
-    before = cumulative - ordered
-    kept = before < top_p[:, None] * cumulative[:, -1:]
-    kept[:, 0] = True
-    whole = (top_p >= 1)[:, None]
-    return torch.zeros_like(probabilities).scatter(1, order, ordered * (kept | whole))
+    highest, tokens = row_maxima(logits)
+    sampled = [(row, draw) for row, draw in enumerate(draws) if draw is not None and draw.sampling.temperature > 0]
+    for part in row_parts(len(sampled), logits):
+        some = [draw for _, draw in sampled[part]]
+        if len(sampled) == len(draws):
+            tokens[part] = _sample(logits[part], highest[part], some)
+        else:
+            rows = on_device([row for row, _ in sampled[part]], torch.int64, logits.device)
+            tokens[rows] = _sample(logits[rows], highest[rows], some)
+    return highest, tokens
+
+
+def _sample(logits: torch.Tensor, highest: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
+    """Return a token for each row, or anything where its logits are not numbers."""
+    device, wishes = logits.device, [draw.sampling for draw in draws]
+    temperatures = on_device([max(wish.temperature, _COLDEST) for wish in wishes], torch.float32, device)
+    cooled = (logits - highest[:, None]).div_(temperatures[:, None])
+    probabilities = cut(torch.softmax(cooled, dim=-1), wishes)
+    cumulative = probabilities.double().cumsum(dim=-1)
+    total = cumulative[:, -1:].contiguous()
+    numbers = [uniform(wish.seed, draw.position) for wish, draw in zip(wishes, draws, strict=True)]
+    targets = on_device(numbers, torch.float64, device)[:, None] * total
+    chosen = torch.searchsorted(cumulative, targets, right=True)
+    last = torch.searchsorted(cumulative, total)  # the last token with any probability, should rounding pass it
+    return torch.minimum(chosen, last)[:, 0]

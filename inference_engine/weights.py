@@ -3,6 +3,7 @@
 Queries, keys and values are one projection, gate and up another: one large product where the files hold three and two.
 """
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from cluster_core.errors import ModelFolderError
+from inference_engine.code_builder import GROUP
 from inference_engine.model_config import ModelConfig
 from inference_engine.model_folder import ModelFolder
 
@@ -24,7 +26,7 @@ class Projection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerWeights:
-    """One layer."""
+    """One layer, or all of them: then every tensor has one dimension more, the layers, before its own."""
 
     input_norm: torch.Tensor  # [hidden]
     query_key_value: Projection  # [(heads + 2 * kv_heads) * head_dim, hidden]
@@ -35,29 +37,54 @@ class LayerWeights:
     gate_up: Projection  # [2 * inner, hidden]
     down: Projection  # [hidden, inner]
 
+    def layer(self, index: int) -> "LayerWeights":
+        """Return one of all layers, in the same memory."""
+
+        def projection(whole: Projection) -> Projection:
+            return Projection(weight=whole.weight[index], bias=None if whole.bias is None else whole.bias[index])
+
+        return LayerWeights(
+            input_norm=self.input_norm[index],
+            query_key_value=projection(self.query_key_value),
+            query_norm=None if self.query_norm is None else self.query_norm[index],
+            key_norm=None if self.key_norm is None else self.key_norm[index],
+            attention_output=projection(self.attention_output),
+            inner_norm=self.inner_norm[index],
+            gate_up=projection(self.gate_up),
+            down=projection(self.down),
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelWeights:
-    """The whole model. ``head`` is the embedding itself where the two are tied."""
+    """All weights; ``head`` is the embedding itself where the two are tied."""
 
     embedding: torch.Tensor  # [vocabulary, hidden]
-    layers: tuple[LayerWeights, ...]
+    stacked: LayerWeights
+    layers: tuple[LayerWeights, ...]  # the same one by one
     final_norm: torch.Tensor  # [hidden]
     head: torch.Tensor  # [vocabulary, hidden]
 
 
 def load_weights(folder: ModelFolder, dtype: torch.dtype, device: torch.device) -> ModelWeights:
-    """Read all weights as ``dtype``. Raises `ModelFolderError` when a file changed since the folder was opened."""
+    """Read all weights as ``dtype``, each once and into its place.
+
+    On the CPU the rows of a matrix take whole groups of the compiled kernels: zeros follow what the tensors show.
+    Raises `ModelFolderError` when a file changed since the folder was opened.
+    """
     try:
         with ExitStack() as stack:
             reader = _Reader(folder, dtype, device, stack)
             config = folder.config
-            embedding = reader.tensor("model.embed_tokens.weight")
+            assert isinstance(config, ModelConfig)
+            embedding = reader.rows("model.embed_tokens.weight")
+            stacked = _read_layers(reader, config)
             return ModelWeights(
                 embedding=embedding,
-                layers=tuple(_read_layer(reader, config, layer) for layer in range(config.layers)),
+                stacked=stacked,
+                layers=tuple(stacked.layer(index) for index in range(config.layers)),
                 final_norm=reader.tensor("model.norm.weight"),
-                head=embedding if config.tied_embeddings else reader.tensor("lm_head.weight"),
+                head=embedding if config.tied_embeddings else reader.rows("lm_head.weight"),
             )
     except (OSError, SafetensorError, KeyError) as error:
         message = f"{folder.path}: weights cannot be read ({error}); download the model folder again"
@@ -68,6 +95,7 @@ class _Reader:
     """Finds a tensor in whichever file holds it; files are mapped, not read whole."""
 
     def __init__(self, folder: ModelFolder, dtype: torch.dtype, device: torch.device, stack: ExitStack) -> None:
+        self._multiple = GROUP if device.type == "cpu" else 1
         self._dtype = dtype
         self._device = device
         self._files = {}
@@ -75,30 +103,55 @@ class _Reader:
             file = stack.enter_context(safe_open(path, framework="pt"))
             self._files.update(dict.fromkeys(file.keys(), file))
 
-    def tensor(self, *names: str) -> torch.Tensor:
-        """Return the named tensors, one below the other, in memory of their own."""
-        parts = [self._files[name].get_tensor(name).to(self._dtype) for name in names]
-        whole = torch.cat(parts) if len(parts) > 1 else parts[0].clone()
-        return whole.to(self._device)
+    def tensor(self, name: str) -> torch.Tensor:
+        """Return the named tensor, in memory of its own."""
+        found: torch.Tensor = self._files[name].get_tensor(name)
+        return found.clone().to(self._device, self._dtype)
 
-    def projection(self, place: str, *names: str, biased: bool) -> Projection:
-        """Return the named linear layers of one place as one."""
+    def rows(self, name: str) -> torch.Tensor:
+        """Return the named matrix ``[outputs, inputs]``."""
+        return self.matrices([[name]])[0]
+
+    def matrices(self, names: Sequence[Sequence[str]]) -> torch.Tensor:
+        """Return for each layer its named matrices, one below the other, ``[layers, outputs, inputs]``."""
+        shapes = [self._files[name].get_slice(name).get_shape() for name in names[0]]
+        outputs, inputs = sum(shape[0] for shape in shapes), shapes[0][1]
+        width = -(-inputs // self._multiple) * self._multiple
+        whole = torch.empty((len(names), outputs, width), dtype=self._dtype, device=self._device)
+        whole[:, :, inputs:] = 0
+        for layer, parts in enumerate(names):
+            first = 0
+            for name in parts:
+                part = self._files[name].get_tensor(name)
+                whole[layer, first : first + len(part), :inputs] = part
+                first += len(part)
+        return whole[:, :, :inputs]
+
+    def vectors(self, names: Sequence[Sequence[str]]) -> torch.Tensor:
+        """Return for each layer its named vectors, one after another, ``[layers, length]``."""
+        return torch.stack([torch.cat([self.tensor(name) for name in parts]) for parts in names])
+
+
+def _read_layers(reader: _Reader, config: ModelConfig) -> LayerWeights:
+    places = [f"model.layers.{layer}." for layer in range(config.layers)]
+
+    def projection(names: Sequence[str], *, biased: bool) -> Projection:
+        """Return the named linear layers of one place in every layer as one."""
         return Projection(
-            weight=self.tensor(*(f"{place}{name}.weight" for name in names)),
-            bias=self.tensor(*(f"{place}{name}.bias" for name in names)) if biased else None,
+            weight=reader.matrices([[f"{place}{name}.weight" for name in names] for place in places]),
+            bias=reader.vectors([[f"{place}{name}.bias" for name in names] for place in places]) if biased else None,
         )
 
+    def norm(name: str) -> torch.Tensor:
+        return reader.vectors([[f"{place}{name}.weight"] for place in places])
 
-def _read_layer(reader: _Reader, config: ModelConfig, layer: int) -> LayerWeights:
-    place = f"model.layers.{layer}."
-    attention, inner = f"{place}self_attn.", f"{place}mlp."
     return LayerWeights(
-        input_norm=reader.tensor(f"{place}input_layernorm.weight"),
-        query_key_value=reader.projection(attention, "q_proj", "k_proj", "v_proj", biased=config.qkv_bias),
-        query_norm=reader.tensor(f"{attention}q_norm.weight") if config.head_norms else None,
-        key_norm=reader.tensor(f"{attention}k_norm.weight") if config.head_norms else None,
-        attention_output=reader.projection(attention, "o_proj", biased=config.output_bias),
-        inner_norm=reader.tensor(f"{place}post_attention_layernorm.weight"),
-        gate_up=reader.projection(inner, "gate_proj", "up_proj", biased=config.mlp_bias),
-        down=reader.projection(inner, "down_proj", biased=config.mlp_bias),
+        input_norm=norm("input_layernorm"),
+        query_key_value=projection([f"self_attn.{kind}_proj" for kind in "qkv"], biased=config.qkv_bias),
+        query_norm=norm("self_attn.q_norm") if config.head_norms else None,
+        key_norm=norm("self_attn.k_norm") if config.head_norms else None,
+        attention_output=projection(["self_attn.o_proj"], biased=config.output_bias),
+        inner_norm=norm("post_attention_layernorm"),
+        gate_up=projection(["mlp.gate_proj", "mlp.up_proj"], biased=config.mlp_bias),
+        down=projection(["mlp.down_proj"], biased=config.mlp_bias),
     )

@@ -51,7 +51,7 @@ class ExporterSession:
         self.end_reason = ""
         self._opened_answer = ExportOpened(lease_s=lease_s, exporter_transport_address=transport_address)
         self._sealed: dict[int, BlockReference] = {}
-        self._first_token_id = 0
+        self._finished = ExportFinished(first_token_id=0)
 
     def handle(self, event: ExporterEvent) -> list[ExporterAction]:
         """Take one event. Raises `TransferFailed` for one that has no place in the present state or cannot be met."""
@@ -75,12 +75,12 @@ class ExporterSession:
         return [Answer(message=BlocksSealed(blocks=event.blocks))]
 
     def _prefill_finished(self, event: PrefillFinished) -> list[ExporterAction]:
-        self._first_token_id = event.first_token_id
+        self._finished = ExportFinished(first_token_id=event.first_token_id, fork_token_ids=event.fork_token_ids)
         if self.state is ExporterState.COMPUTING:
             self.state = ExporterState.WAITING
             return []
         self.state = ExporterState.SERVING
-        return [Answer(message=ExportFinished(first_token_id=event.first_token_id))]
+        return [Answer(message=self._finished)]
 
     def _prefill_failed(self, event: PrefillFailed) -> list[ExporterAction]:
         return self._end(event.reason)
@@ -92,7 +92,7 @@ class ExporterSession:
             answers.append(Answer(message=BlocksSealed(blocks=blocks)))
         if self.state is ExporterState.WAITING:
             self.state = ExporterState.SERVING
-            answers.append(Answer(message=ExportFinished(first_token_id=self._first_token_id)))
+            answers.append(Answer(message=self._finished))
         else:
             self.state = ExporterState.FEEDING
         return answers

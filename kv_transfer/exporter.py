@@ -120,11 +120,11 @@ class Export:
             tokens=block.tokens,
         )
 
-    def finish(self, first_token_id: int) -> None:
-        """Say that every block is sealed. Without effect once the export is over."""
+    def finish(self, first_token_id: int, fork_token_ids: tuple[int, ...] = ()) -> None:
+        """Say that every block is sealed, and the first token of each choice. Without effect once it is over."""
         if self._session.over:
             return
-        self._feed(PrefillFinished(first_token_id=first_token_id))
+        self._feed(PrefillFinished(first_token_id=first_token_id, fork_token_ids=fork_token_ids))
         if self._listener is None:
             patience_s = self._settings.grace_s if self._was_served else self._settings.lease_s
             self.deadline = self._clock() + patience_s

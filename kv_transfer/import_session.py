@@ -47,6 +47,7 @@ class Expectation:
 
     blocks: int
     kept: frozenset[int]
+    """Positions that need not come: their content is here, or nothing will read it."""
     hashes: tuple[BlockHash, ...]
     block_size_tokens: int
     blocks_in_flight: int
@@ -65,7 +66,7 @@ class ImporterSession:
         self._landed: set[int] = set()
         self._echoed: set[int] = set()
         self._in_flight = 0
-        self._first_token_id = 0
+        self._first_token_ids: tuple[int, tuple[int, ...]] = (0, ())
 
     def handle(self, event: ImporterEvent) -> list[ImporterAction]:
         """Take one event. Raises `TransferFailed` for an event that has no place in the present state."""
@@ -167,14 +168,15 @@ class ImporterSession:
             reason = f"the export finished without {len(missing)} of its blocks"
             raise _Refusal(reason, *sorted(missing))
         self.state = ImporterState.COMPLETING
-        self._first_token_id = event.first_token_id
+        self._first_token_ids = event.first_token_id, event.fork_token_ids
         return self._accept_if_complete()
 
     def _accept_if_complete(self) -> list[ImporterAction]:
         if self.state is not ImporterState.COMPLETING or self._needed() - (self._landed & self._echoed):
             return []
         self.state = ImporterState.IMPORTED
-        return [Say(message=AcceptBlocks()), Complete(first_token_id=self._first_token_id)]
+        first, forks = self._first_token_ids
+        return [Say(message=AcceptBlocks()), Complete(first_token_id=first, fork_token_ids=forks)]
 
     def _needed(self) -> set[int]:
         return set(range(self._expected.blocks)) - self._expected.kept

@@ -70,6 +70,8 @@ class ImportJob:
     """Positions whose target holds the right content already."""
     hashes: tuple[BlockHash, ...]
     """Expected hashes of the full blocks."""
+    first: int = 0
+    """Positions below it lie before every layer's window: nothing reads them, so they are neither wanted nor kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +80,8 @@ class Imported:
 
     first_token_id: int
     report: HandoffReport
+    fork_token_ids: tuple[int, ...] = ()
+    """The first tokens of the other choices, where the request has several."""
 
 
 def draw_tag() -> int:
@@ -171,7 +175,7 @@ class _Import:
     def __init__(self, importer: Importer, job: ImportJob, channel: HandoffChannel) -> None:
         expected = Expectation(
             blocks=len(job.targets),
-            kept=job.kept,
+            kept=job.kept | frozenset(range(job.first)),
             hashes=job.hashes,
             block_size_tokens=importer.layout.block_size_tokens,
             blocks_in_flight=importer.settings.blocks_in_flight,
@@ -281,8 +285,8 @@ class _Import:
                 refused = self._session.state is ImporterState.REFUSED
                 with contextlib.suppress(LegFailed) if refused else contextlib.nullcontext():
                     await self._say(message)
-            case Complete(first_token_id=first_token_id):
-                return Imported(first_token_id=first_token_id, report=self._report())
+            case Complete(first_token_id=first, fork_token_ids=forks):
+                return Imported(first_token_id=first, fork_token_ids=forks, report=self._report())
             case GiveUp(error=error):
                 raise error
             case _:

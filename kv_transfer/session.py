@@ -68,6 +68,7 @@ class PrefillFinished:
     """Exporter: no more blocks will come."""
 
     first_token_id: int
+    fork_token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +119,7 @@ class Complete:
     """Importer: the blocks are valid and accepted."""
 
     first_token_id: int
+    fork_token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ from enum import Enum, auto
 from typing import Protocol
 
 from cluster_core.errors import BatonError
+from cluster_core.logprobs import TokenLogprobs
 from cluster_rpc.worker_messages import WorkOrder
 from inference_engine.sequence import TokenSequence
 from kv_transfer.exporter import SealedBlock
@@ -21,11 +22,26 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PartRead:
+    """A part of the prompt has been read whose logprobs were asked for."""
+
+    position: int
+    """Of the first of them in the prompt."""
+    logprobs: tuple[TokenLogprobs, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FirstToken:
-    """The prompt has been read; this is the answer's first token."""
+    """The prompt has been read; this is the first token of one of the answers to it."""
 
     token_id: int
     compute_s: float
+    logprobs: TokenLogprobs | None = None
+    """Where they were asked for."""
+    choice: int = 0
+
+
+PromptEvent = Started | PartRead | FirstToken
 
 
 class Offer(Protocol):
@@ -35,8 +51,8 @@ class Offer(Protocol):
         """Offer blocks whose content is final, positions ascending."""
         ...
 
-    def finish(self, first_token_id: int) -> None:
-        """Say that every block is sealed."""
+    def finish(self, first_token_id: int, fork_token_ids: tuple[int, ...] = ()) -> None:
+        """Say that every block is sealed, and the first token of each choice."""
         ...
 
     def fail(self, reason: str) -> None:
@@ -54,7 +70,7 @@ class Stage(Enum):
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Prompt:
-    """The state of one prompt; the scheduler owns it. ``told`` carries at most two events and one error."""
+    """The state of one prompt; the scheduler owns it. ``told`` carries a few events and at most one error."""
 
     order: WorkOrder
     sequence: TokenSequence
@@ -62,9 +78,11 @@ class Prompt:
     arrived_s: float
     stage: Stage = Stage.WAITING
     started_s: float = 0.0
-    told: asyncio.Queue[Started | FirstToken | BatonError] = field(default_factory=asyncio.Queue)
+    blocked_since_s: float | None = None
+    """Since when it has waited for blocks, though it could be read."""
+    told: asyncio.Queue[PromptEvent | BatonError] = field(default_factory=asyncio.Queue)
 
-    async def next_event(self) -> Started | FirstToken:
+    async def next_event(self) -> PromptEvent:
         """Wait for what happens next. Raises the error that ended the prompt."""
         event = await self.told.get()
         if isinstance(event, BatonError):

@@ -11,20 +11,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from cluster_core.errors import BatonError, Cancelled, LegFailed
+from cluster_core.errors import BatonError, Cancelled, LegFailed, RequestError
 from cluster_core.holds import RequestHold
 from cluster_core.identity import Attempt, RequestId
+from cluster_core.sampling import choice_seed
 from cluster_core.workers import WorkerLoad
 from cluster_rpc.order_checks import Capacity, Occupation, check_order
 from cluster_rpc.worker_messages import WorkOrder
 from inference_engine.block_pool import BlockPool, NoFreeBlocks
 from inference_engine.learned_rates import LearnedRates
+from inference_engine.prompt_shares import share_budget
 from inference_engine.sequence import FilledBlock, TokenSequence
-from inference_engine.step import SequenceSlice, StepPlan, StepResult
+from inference_engine.step import SequenceSlice, SliceResult, StepPlan, StepResult
 from kv_transfer.exporter import SealedBlock
-from prefill_worker.batcher import share_budget
-from prefill_worker.prompt import FirstToken, Offer, Prompt, Stage, Started
+from prefill_worker.prompt import FirstToken, Offer, PartRead, Prompt, Stage, Started
 from prefill_worker.settings import PrefillSettings
+from prefill_worker.waiting_prompts import WaitingPrompts
 
 
 class Exports(Protocol):
@@ -55,7 +57,9 @@ class PrefillScheduler:
         self._on_change = on_change
         self._rates = LearnedRates()
         self._live: dict[RequestId, Prompt] = {}
-        self._waiting: list[Prompt] = []
+        self._waiting = WaitingPrompts(parts.settings.passing_s, parts.settings.chunk_tokens)
+        self._look = True
+        self._available_at_look = 0
         self._reading: list[Prompt] = []
         self._in_step: list[tuple[Prompt, int]] = []
 
@@ -76,7 +80,7 @@ class PrefillScheduler:
             waiting=len(self._waiting),
             live_attempt=None if older is None else older.order.attempt,
         )
-        check_order(order, len(order.prompt_token_ids), parts.capacity, occupation)
+        check_order(order, 0, parts.capacity, occupation)
         if older is not None:
             self.abort(older)
         prompt = Prompt(
@@ -87,12 +91,14 @@ class PrefillScheduler:
                 root=order.root_hash,
                 token_ids=order.prompt_token_ids,
                 block_size_tokens=parts.capacity.layout.block_size_tokens,
+                window_tokens=parts.capacity.layout.window_tokens,
             ),
             export=parts.exports.open(order.request_id, order.attempt),
             arrived_s=parts.clock(),
         )
         self._live[order.request_id] = prompt
-        self._waiting.append(prompt)
+        self._waiting.add(prompt)
+        self._look = True
         self._on_change()
         return prompt
 
@@ -104,7 +110,7 @@ class PrefillScheduler:
         """Admit what has room, then share the budget among the prompts being read."""
         self._admit()
         for prompt in self._reading:
-            self._export(prompt, prompt.sequence.attach_cached(len(prompt.order.prompt_token_ids) - 1))
+            self._export(prompt, self._attach_cached(prompt))
         settings = self._parts.settings
         pending = [prompt.sequence.pending for prompt in self._reading]
         counts = share_budget(pending, settings.token_budget, settings.chunk_tokens)
@@ -118,13 +124,16 @@ class PrefillScheduler:
         computed = sum(count for _, count in self._in_step)
         self._rates.step_took(result.elapsed_s, prefill_tokens=computed, decode_tokens=0)
         finished_step, self._in_step = self._in_step, []
-        for (prompt, count), token_id in zip(finished_step, result.tokens, strict=True):
+        for (prompt, count), drawn in zip(finished_step, result.slices, strict=True):
             if prompt.stage is Stage.ENDED:
                 prompt.sequence.give_back()
                 continue
+            if drawn.prompt_logprobs:
+                position = prompt.sequence.computed + 1
+                prompt.told.put_nowait(PartRead(position=position, logprobs=drawn.prompt_logprobs))
             self._export(prompt, prompt.sequence.advance(count))
-            if token_id is not None:
-                self._finish(prompt, token_id)
+            if drawn.token_ids:
+                self._finish(prompt, drawn)
         self._on_change()
 
     def step_failed(self, error: Exception, places: frozenset[int] | None) -> None:
@@ -134,7 +143,8 @@ class PrefillScheduler:
             if prompt.stage is Stage.ENDED:
                 prompt.sequence.give_back()
             elif places is None or place in places:
-                self._fail(prompt, LegFailed(f"the prefill's engine step failed: {type(error).__name__}: {error}"))
+                reason = f"the prefill's engine step failed: {type(error).__name__}: {error}"
+                self._fail(prompt, error if isinstance(error, RequestError) else LegFailed(reason))
 
     def fail_all(self, error: BatonError) -> None:
         """End every prompt: the worker ends."""
@@ -156,21 +166,45 @@ class PrefillScheduler:
         )
 
     def _admit(self) -> None:
-        while self._waiting and len(self._reading) < self._parts.settings.max_running:
-            prompt = self._waiting[0]
-            length = len(prompt.order.prompt_token_ids)
-            cached = prompt.sequence.attach_cached(length - 1)
-            try:
-                prompt.sequence.reserve(length)
-            except NoFreeBlocks:
-                prompt.sequence.give_back()
+        """Admit prompts while there is room for them.
+
+        Trying is not free, so it is left out when nothing was given back since the last look found no room.
+        """
+        if not self._look and self._parts.pool.available() <= self._available_at_look:
+            return
+        self._look = False
+        self._admit_waiting()
+        self._available_at_look = self._parts.pool.available()
+
+    def _admit_waiting(self) -> None:
+        while True:
+            long = sum(not self._waiting.is_short(prompt) for prompt in self._reading)
+            places = self._parts.settings.max_running - long
+            prompt = self._waiting.admit(places, self._try_reserve, self._parts.clock())
+            if prompt is None:
                 return
-            self._reading.append(self._waiting.pop(0))
+            self._reading.append(prompt)
             prompt.stage = Stage.READING
             prompt.started_s = self._parts.clock()
             queue_s = prompt.started_s - prompt.arrived_s
             prompt.told.put_nowait(Started(queue_s=queue_s, cached_tokens=prompt.sequence.computed))
-            self._export(prompt, cached)
+
+    def _try_reserve(self, prompt: Prompt) -> bool:
+        """Reserve blocks for all of a prompt, and export those that the cache has; False where there are too few."""
+        cached = self._attach_cached(prompt)
+        try:
+            prompt.sequence.reserve(len(prompt.order.prompt_token_ids))
+        except NoFreeBlocks:
+            prompt.sequence.give_back()
+            return False
+        self._export(prompt, cached)
+        return True
+
+    def _attach_cached(self, prompt: Prompt) -> list[FilledBlock]:
+        """Take what the cache has by now. The prompt's logprobs come of computing it, so all of it is computed then."""
+        if prompt.order.sampling.prompt_logprobs is not None:
+            return []
+        return prompt.sequence.attach_cached(len(prompt.order.prompt_token_ids) - 1)
 
     def _export(self, prompt: Prompt, filled: Sequence[FilledBlock]) -> None:
         size = self._parts.capacity.layout.block_size_tokens
@@ -182,16 +216,21 @@ class PrefillScheduler:
                 ]
             )
 
-    def _finish(self, prompt: Prompt, token_id: int) -> None:
+    def _finish(self, prompt: Prompt, drawn: SliceResult) -> None:
         length = len(prompt.order.prompt_token_ids)
         rest = length % self._parts.capacity.layout.block_size_tokens
         if rest:
             index = prompt.sequence.block_table[-1]
             position = len(prompt.sequence.block_table) - 1
             prompt.export.seal([SealedBlock(position=position, index=index, hash=None, tokens=rest)])
-        prompt.export.finish(token_id)
+        token_ids = (*drawn.token_ids, *drawn.fork_token_ids)
+        prompt.export.finish(token_ids[0], token_ids[1:])
         compute_s = self._parts.clock() - prompt.started_s
-        prompt.told.put_nowait(FirstToken(token_id=token_id, compute_s=compute_s))
+        logprobs = (*drawn.logprobs, *drawn.fork_logprobs)
+        for choice, token_id in enumerate(token_ids):
+            told = logprobs[choice] if logprobs else None
+            first = FirstToken(token_id=token_id, compute_s=compute_s, logprobs=told, choice=choice)
+            prompt.told.put_nowait(first)
         self._remove(prompt)
         prompt.sequence.give_back()
 
@@ -206,17 +245,25 @@ class PrefillScheduler:
         self._on_change()
 
     def _remove(self, prompt: Prompt) -> None:
+        self._look = True
         del self._live[prompt.order.request_id]
         (self._waiting if prompt.stage is Stage.WAITING else self._reading).remove(prompt)
         prompt.stage = Stage.ENDED
 
 
 def _slice(prompt: Prompt, count: int) -> SequenceSlice:
-    sequence = prompt.sequence
-    end = sequence.computed + count
+    sequence, order = prompt.sequence, prompt.order
+    sampling = order.sampling
+    start, end = sequence.computed, sequence.computed + count
+    last = count == sequence.pending
+    asked = sampling.prompt_logprobs is not None
     return SequenceSlice(
-        token_ids=sequence.token_ids[sequence.computed : end],
-        start=sequence.computed,
+        token_ids=sequence.token_ids[start:end],
+        start=start,
         block_table=sequence.block_table,  # not changed while a step uses it
-        draw=prompt.order.sampling if count == sequence.pending else None,
+        draw=sampling if last else None,
+        before=sequence.token_ids[:start] if last and sampling.looks_back else (),
+        prompt_logprobs=sampling.prompt_logprobs,
+        following=sequence.token_ids[end] if asked and not last else None,
+        forks=tuple(choice_seed(sampling.seed, choice) for choice in range(1, order.choices)) if last else (),
     )

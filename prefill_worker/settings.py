@@ -15,8 +15,10 @@ class PrefillSettings:
     chunk_tokens: int = 256
     """Most tokens of one prompt in one engine step: smaller chunks hand over and cancel earlier."""
     max_running: int = 16
-    """Prompts that have their blocks and share the budget."""
+    """Prompts of more than ``chunk_tokens`` that have their blocks and share the budget; shorter ones do not count."""
     max_waiting: int = 256
+    passing_s: float = 1.0
+    """How long smaller prompts may pass a bigger one that waits for blocks."""
     step_timeout_s: float = 60.0
     """How long an engine step may take. After that the worker counts as broken and ends, to be started again."""
     drain_s: float = 30.0
@@ -31,7 +33,7 @@ class PrefillSettings:
         if self.step_timeout_s <= 0:
             message = "step_timeout_s: must be above 0"
             raise ValueError(message)
-        for key in ("max_waiting", "drain_s"):
+        for key in ("max_waiting", "passing_s", "drain_s"):
             if getattr(self, key) < 0:
                 message = f"{key}: must not be negative"
                 raise ValueError(message)

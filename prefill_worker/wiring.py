@@ -71,7 +71,7 @@ def assemble(
     bell.listen(loop.wake)
     status = WorkerStatusService(site.worker_id, site.incarnation, load=worker.load, drain=worker.stop_admission)
     server = RpcServer(INTERNAL)
-    server.add(PREFILL, PrefillService(scheduler))
+    server.add(PREFILL, PrefillService(scheduler, engine.grammars))
     server.add(HANDOFF, HandoffService(exporter))
     server.add(WORKER, status)
     return PrefillParts(

@@ -20,6 +20,7 @@ from cluster_rpc.worker_process import reachable_host
 from inference_engine.bell import Bell
 from inference_engine.block_pool import BlockPool
 from inference_engine.engine_loop import EngineLoop, Stepping
+from inference_engine.grammar_preparer import GrammarPreparer
 from kv_transfer.exporter import Exporter
 from kv_transfer.memory import BlockMemory
 from kv_transfer.transport import Transport
@@ -36,6 +37,11 @@ DRAIN_POLL_S = 0.02
 
 class ServingEngine(Stepping, Protocol):
     """What a worker needs of an engine beside its steps."""
+
+    @property
+    def grammars(self) -> GrammarPreparer:
+        """The grammars over the model's tokens."""
+        ...
 
     @property
     def identity(self) -> ModelIdentity:

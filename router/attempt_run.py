@@ -1,14 +1,18 @@
 """One attempt while it runs: its legs, started together, and what they have said so far."""
 
 import asyncio
+import contextlib
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cluster_core.errors import BatonError
+import grpc
+
+from cluster_core.errors import BatonError, LegFailed
 from cluster_core.identity import Attempt, Role
 from cluster_core.workers import WorkerRecord
 from cluster_rpc.v1 import worker_pb2
 from cluster_rpc.worker_messages import PrefillOrigin, WorkOrder, decode_to_proto, prefill_to_proto
+from router.answer_choice import AnswerChoice
 from router.legs import Leg, LegEnded, Mail
 from router.mailbox import Mailbox
 from router.membership import Worker
@@ -26,35 +30,67 @@ class Failure:
     """False when the worker itself is out of reach."""
 
 
-class AttemptRun:
-    """The legs of one attempt. Whoever starts it must `close` it."""
+END_CHOICE_S = 1.0
+"""How long a decode worker may take to hear that an answer need not go on."""
 
-    def __init__(self, attempt: Attempt, placed: Placed, record: AttemptRecord, capacity: int) -> None:
+
+class AttemptRun:
+    """The legs of one attempt at some of a request's answers. Whoever starts it must `close` it."""
+
+    def __init__(
+        self,
+        attempt: Attempt,
+        choices: tuple[AnswerChoice, ...],
+        placed: Placed,
+        record: AttemptRecord,
+        mailbox: Mailbox[Mail],
+    ) -> None:
+        """Mails of the legs go to ``mailbox``, in which those of other attempts may lie as well."""
         self.attempt = attempt
+        self.choices = choices
         self.placed = placed
         self.record = record
         self.failure: Failure | None = None
         self.prompt_read = False
-        """Whether the first token has come."""
+        """Whether the first token has come, of every choice."""
         self.held: list[worker_pb2.Tokens] = []
-        """Tokens of the decode leg that overtook the prefill leg's first one."""
+        """Tokens of the decode leg that overtook the prefill leg's first ones."""
         self.held_end: tuple[Leg, LegEnded] | None = None
-        """The decode leg's orderly end, if that overtook the first token as well."""
-        self._mailbox: Mailbox[Mail] = Mailbox(capacity)
+        """The decode leg's orderly end, if that overtook the first tokens as well."""
+        self._mailbox = mailbox
         self._legs: list[Leg] = []
         self._workers: list[Worker] = []
         self._decode_call: asyncio.Handle | None = None
+        self._request_id = ""
+        self._endings: list[asyncio.Future[None]] = []
 
     @property
     def split(self) -> bool:
         """Whether the prompt is read by another worker than the one that writes."""
         return self.placed.prefill is not None
 
+    @property
+    def complete(self) -> bool:
+        """Whether all its answers are."""
+        return all(choice.log.finish_reason is not None for choice in self.choices)
+
+    def owns(self, leg: Leg) -> bool:
+        """Say whether ``leg`` is one of this attempt's."""
+        return leg in self._legs
+
+    def choice(self, number: int) -> AnswerChoice:
+        """Return the answer that its workers know by ``number``. Raises `LegFailed` where they know of too many."""
+        if number >= len(self.choices):
+            message = f"a worker wrote choice {number} of {len(self.choices)}"
+            raise LegFailed(message)
+        return self.choices[number]
+
     def start(self, order: WorkOrder, timeout_s: float | None) -> None:
         """Call the workers; they must end within ``timeout_s`` seconds.
 
         The prefill call is on the wire before the decode call is made: the first token waits for one of them only.
         """
+        self._request_id = order.request_id
         prefill = self.placed.prefill
         if prefill is None:
             self._call_decode(order, timeout_s)
@@ -74,10 +110,6 @@ class AttemptRun:
         decode = self.placed.decode
         self._add(Role.DECODE, decode, decode.connection.decode(decode_to_proto(order), timeout=timeout_s))
 
-    async def receive(self) -> list[Mail]:
-        """Wait for events of the legs, and take all there are."""
-        return await self._mailbox.receive_all()
-
     def leg_ended(self, leg: Leg, ended: LegEnded) -> None:
         """Note the end of a stream that left the answer incomplete.
 
@@ -95,6 +127,14 @@ class AttemptRun:
         if ended.blames_exporter and self.placed.prefill is not None:
             blamed = self.placed.prefill.record
         self.failure = Failure(error=error, blamed=blamed, answered=ended.answered)
+
+    def end_choice(self, choice: AnswerChoice) -> None:
+        """Tell the decode worker that it need not go on with one of its answers, while it writes the others."""
+        request = worker_pb2.EndChoiceRequest(
+            request_id=self._request_id, attempt=self.attempt, choice=self.choices.index(choice)
+        )
+        call = self.placed.decode.connection.end_choice(request, timeout=END_CHOICE_S)
+        self._endings.append(asyncio.ensure_future(_ended(call)))
 
     async def close(self, patience_s: float) -> None:
         """End the legs: those that do not end by themselves within ``patience_s`` seconds are cancelled."""
@@ -114,9 +154,16 @@ class AttemptRun:
                 worker.on_silence.discard(leg.give_up)
         for leg in self._legs:
             await leg.ended()
+        await asyncio.gather(*self._endings)
 
     def _add(self, role: Role, worker: Worker, call: Any) -> None:
         leg = Leg(role, worker.record, call, self._mailbox)
         worker.on_silence.add(leg.give_up)
         self._workers.append(worker)
         self._legs.append(leg)
+
+
+async def _ended(call: Any) -> None:
+    """Wait for a call whose failure harms nobody: the worker writes tokens that are dropped."""
+    with contextlib.suppress(grpc.RpcError):
+        await call

@@ -91,10 +91,12 @@ def can_ever_fit(size: RequestSize, views: Sequence[WorkerView]) -> bool:
 
 def _fits(size: RequestSize, view: WorkerView) -> bool:
     """Say whether the worker's empty pool would hold the request, as the worker itself will ask."""
-    tokens = size.prompt_tokens
+    layout = view.record.layout
     if view.record.role is Role.DECODE:
-        tokens += size.max_tokens
-    return view.record.layout.blocks_for(tokens) <= view.record.total_blocks
+        needed = layout.blocks_for_answers(size.prompt_tokens, size.max_tokens, size.choices)
+    else:
+        needed = layout.blocks_for(size.prompt_tokens)
+    return needed <= view.record.total_blocks
 
 
 _Scored = tuple[float, Callable[[], Candidate]]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster_core.identity import Role, WorkerId
+from cluster_core.layout import first_block_in_window
 from cluster_core.workers import WorkerLoad, WorkerRecord
 from router.settings import RouterSettings
 
@@ -68,6 +69,8 @@ class RequestSize:
     max_tokens: int
     cached_blocks: Mapping[WorkerId, int]
     """For each worker that holds any: the number of leading blocks of the prompt that it holds."""
+    choices: int = 1
+    """How many answers are written to the one prompt."""
 
 
 def coefficients_of(views: Sequence[WorkerView], settings: RouterSettings) -> dict[WorkerId, Coefficients]:
@@ -125,7 +128,7 @@ def decode_queue_s(size: RequestSize, view: WorkerView, speed: Coefficients, set
     waiting = view.load.waiting_requests
     streams = max(1, view.streams)
     answer_s = settings.prior_answer_tokens * speed.decode_step_s
-    needed = view.record.layout.blocks_for(size.prompt_tokens + size.max_tokens)
+    needed = view.record.layout.blocks_for_answers(size.prompt_tokens, size.max_tokens, size.choices)
     lacking = max(0, needed - view.free_blocks)
     held = max(1, view.load.held_blocks)
     room_s = max(waiting / streams, lacking / held) * answer_s
@@ -134,8 +137,12 @@ def decode_queue_s(size: RequestSize, view: WorkerView, speed: Coefficients, set
 
 def transfer_s(size: RequestSize, view: WorkerView, speed: Coefficients) -> tuple[float, float]:
     """Return what moving the blocks that a decode worker lacks takes: (beside the bytes, for the bytes)."""
-    missing_tokens = size.prompt_tokens - cached_tokens(size, view)
-    return speed.transfer_fixed_s, missing_tokens * view.record.layout.token_bytes / speed.transfer_bytes_per_s
+    layout = view.record.layout
+    unread = first_block_in_window(size.prompt_tokens, layout.window_tokens, layout.block_size_tokens)
+    spared_tokens = max(cached_tokens(size, view), unread * layout.block_size_tokens)
+    return speed.transfer_fixed_s, (
+        size.prompt_tokens - spared_tokens
+    ) * layout.token_bytes / speed.transfer_bytes_per_s
 
 
 def stream_harm_s(view: WorkerView, speed: Coefficients, settings: RouterSettings) -> float:

@@ -13,14 +13,16 @@ from cluster_core.errors import Cancelled, NoWorker
 from cluster_core.identity import RequestId
 from cluster_rpc.v1 import generation_pb2, generation_pb2_grpc
 from router.admission import Admission
+from router.answer_choice import AnswerText
 from router.live_requests import LiveRequests
 from router.prompt import PreparedRequest, RequestPreparer
-from router.request_flow import AnswerText, FlowParts, RequestFlow
+from router.request_flow import FlowParts, RequestFlow
 from router.text_stream import TextOptions
 from router.timeline import Timeline
 
 LONG_REQUEST_BYTES = 32 * 1024
-"""A larger request is prepared in a thread, so that its tokenisation does not hold up everybody's tokens."""
+"""A larger request is prepared in a thread, so that its tokenisation does not hold up everybody's tokens. So is one
+with a grammar, which is compiled."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -46,7 +48,7 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
     async def Generate(  # noqa: N802  # the name in the .proto
         self, request: generation_pb2.GenerateRequest, context: Context
     ) -> AsyncGenerator[generation_pb2.GenerateResponse, None]:
-        """Stream one answer: chunks, then one `complete`."""
+        """Stream the answers: chunks, then one `complete` each."""
         serving = self._serving
         if self.stopping:
             message = "the router is stopping"
@@ -57,15 +59,17 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
         deadline = None if left_s is None else serving.flow.clock() + left_s
         with serving.live.scope(prepared.request_id, left_s) as live:
             async with serving.admission.place(prepared.priority):
-                flow = RequestFlow(serving.flow, prepared, serving.open_text(prepared.text), timeline, deadline)
+                flow = RequestFlow(serving.flow, prepared, lambda: serving.open_text(prepared.text), timeline, deadline)
                 try:
-                    while (chunk := await flow.next_chunk()) is not None:
+                    while True:
+                        response = await flow.next_response()
+                        if flow.over:
+                            break
                         live.begin_write()
-                        yield generation_pb2.GenerateResponse(chunk=chunk)
+                        yield response
                         live.end_write()
-                    complete = flow.complete()
                     serving.live.release(live)
-                    yield generation_pb2.GenerateResponse(complete=complete)
+                    yield response
                 finally:
                     await flow.close()
 
@@ -81,7 +85,8 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
 
     async def _prepare(self, request: generation_pb2.GenerateRequest) -> PreparedRequest:
         prepare = self._serving.preparer.prepare
-        if request.ByteSize() > LONG_REQUEST_BYTES:
+        grammar = request.sampling_params.WhichOneof("constraint") is not None
+        if grammar or request.ByteSize() > LONG_REQUEST_BYTES:
             return await asyncio.to_thread(prepare, request, _new_id, _new_seed)
         return prepare(request, _new_id, _new_seed)
 

@@ -66,8 +66,10 @@ class Placer:
         """Return the parent of a prompt's first block."""
         return root_hash(self._model_seed, cache_salt)
 
-    async def place(self, root: bytes, prompt: Sequence[int], max_tokens: int, avoided: Avoided) -> Placed:
-        """Choose workers for a prompt, waiting up to ``worker_wait_s`` for one to come.
+    async def place(
+        self, root: bytes, prompt: Sequence[int], max_tokens: int, avoided: Avoided, choices: int = 1
+    ) -> Placed:
+        """Choose workers for a prompt and its answers, waiting up to ``worker_wait_s`` for one to come.
 
         Raises `ContextTooLong` when no worker's pool could ever hold it, `Overloaded` when all that are there have
         refused it for lack of room, `NoWorker` when the wait was in vain.
@@ -77,7 +79,10 @@ class Placer:
         while True:
             views = self._membership.ready_views()
             size = RequestSize(
-                prompt_tokens=len(prompt), max_tokens=max_tokens, cached_blocks=self._index.longest_prefix(hashes)
+                prompt_tokens=len(prompt),
+                max_tokens=max_tokens,
+                cached_blocks=self._index.longest_prefix(hashes),
+                choices=choices,
             )
             with_room = [view for view in views if view.record.incarnation not in avoided.full]
             choice = choose(size, with_room, avoided.failed, self._settings, self._pick)
@@ -89,12 +94,12 @@ class Placer:
                 raise NoWorker(self._who_is_missing(), RETRY_AFTER_S)
             await self._membership.wait_for_change(left_s)
 
-    def assign(self, placed: Placed, key: tuple[RequestId, Attempt], prompt_tokens: int) -> None:
-        """Enter an attempt into the ledger."""
+    def assign(self, placed: Placed, key: tuple[RequestId, Attempt], prompt_tokens: int, choices: int = 1) -> None:
+        """Enter an attempt at ``choices`` answers into the ledger."""
         tokens = placed.choice.chosen.prefill_tokens
         blocks = self._layout.blocks_for(prompt_tokens)
         own_prefill = 0 if placed.prefill else tokens
-        given = Assigned(prefill_tokens=own_prefill, streams=1, blocks=blocks)
+        given = Assigned(prefill_tokens=own_prefill, streams=choices, blocks=blocks)
         self._ledger.assign(placed.decode.record.worker_id, key, given)
         if placed.prefill is not None:
             self._ledger.assign(placed.prefill.record.worker_id, key, Assigned(prefill_tokens=tokens))
@@ -139,8 +144,9 @@ class Placer:
         if not can_ever_fit(size, known):
             field_name = "sampling_params.max_tokens"
             largest = max(view.record.total_blocks for view in known if view.record.role is Role.DECODE)
+            several = f" in each of {size.choices} choices" if size.choices > 1 else ""
             reason = (
-                f"{size.prompt_tokens} prompt tokens and {size.max_tokens} to write need more than the "
+                f"{size.prompt_tokens} prompt tokens and {size.max_tokens} to write{several} need more than the "
                 f"{largest * self._layout.block_size_tokens} tokens of the largest worker; send or ask for fewer"
             )
             raise ContextTooLong(field_name, reason)

@@ -5,7 +5,7 @@ fields have their defaults here and nowhere else.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cluster_core.errors import ContextTooLong, NotServed
 from cluster_core.identity import RequestId
@@ -16,6 +16,8 @@ from cluster_rpc.field_checks import require
 from cluster_rpc.v1 import generation_pb2 as pb
 from router import validation
 from router.chat_template import ChatTemplate
+from router.fill_in_middle import FillInMiddle
+from router.sampling_request import SamplingReader
 from router.text_stream import TextOptions
 from router.tokenizer import Tokenizer
 from router.validation import InputLimits
@@ -32,11 +34,14 @@ class PreparedRequest:
     request_id: RequestId
     prompt_token_ids: tuple[int, ...]
     sampling: Sampling
+    """Of the first choice; the others' differ in the seed alone (`cluster_core.sampling.choice_seed`)."""
     text: TextOptions
     cache_salt: str
     priority: int
     seed: int
     """The client's, or the one drawn for it; ``sampling.seed`` is the same."""
+    choices: int = 1
+    """How many answers are wanted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +55,10 @@ class RequestPreparer:
     eos_token_ids: frozenset[int]
     chat_template: ChatTemplate | None = None
     limits: InputLimits = field(default_factory=InputLimits)
+    fill_in_middle: FillInMiddle = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fill_in_middle", FillInMiddle(self.tokenizer))
 
     def prepare(
         self, request: pb.GenerateRequest, new_id: Callable[[], RequestId], new_seed: Callable[[], int]
@@ -65,29 +74,34 @@ class RequestPreparer:
         cache_salt = validation.checked_cache_salt(request.cache_salt, self.limits)
         priority = validation.checked_priority(request.priority, self.limits)
         params = request.sampling_params
-        temperature = validation.checked_temperature(params, self.limits)
-        top_p = validation.checked_top_p(params.top_p)
-        stop = validation.checked_stop(params, self.limits)
-        own_stops = validation.checked_stop_token_ids(params, self.limits, self.model.vocab_size)
-        stop_token_ids = own_stops if params.ignore_eos else own_stops | self.eos_token_ids
+        reader = SamplingReader(
+            tokenizer=self.tokenizer,
+            vocab_size=self.model.vocab_size,
+            eos_token_ids=self.eos_token_ids,
+            limits=self.limits,
+        )
+        choices, stop, sampling = reader.choices(params), reader.stop_strings(params), reader.read(params)
         prompt_field, prompt = self._prompt(request)
         seed = params.seed if params.HasField("seed") else new_seed()
+        max_tokens = self._max_tokens(params, prompt_field, len(prompt))
+        where = "sampling_params.min_tokens"
+        reason = f"is {params.min_tokens}: must be at most max_tokens, {max_tokens}"
+        require(params.min_tokens <= max_tokens, where, reason)
+        forced = len(sampling.forced_token_ids)
+        reason = f"has {forced} ids: at most max_tokens, {max_tokens}, can be written"
+        require(forced <= max_tokens, "sampling_params.forced_token_ids", reason)
         return PreparedRequest(
             request_id=request_id,
             prompt_token_ids=prompt,
-            sampling=Sampling(
-                temperature=temperature,
-                top_p=top_p,
-                top_k=params.top_k if params.top_k < self.model.vocab_size else 0,
-                seed=seed,
-                max_tokens=self._max_tokens(params, prompt_field, len(prompt)),
-                stop_token_ids=stop_token_ids,
+            sampling=replace(
+                sampling, seed=seed, max_tokens=max_tokens, min_tokens=params.min_tokens, answer_start=len(prompt)
             ),
+            choices=choices,
             text=TextOptions(
                 stop=stop,
                 include_stop=params.include_stop_str_in_output,
                 skip_special=not params.HasField("skip_special_tokens") or params.skip_special_tokens,
-                stop_token_ids=stop_token_ids,
+                stop_token_ids=sampling.stop_token_ids,
             ),
             cache_salt=cache_salt,
             priority=priority,
@@ -108,13 +122,28 @@ class RequestPreparer:
                 if self.chat_template is None:
                     return field_checks.refuse("chat", "the model has no chat template: send text or tokenized")
                 token_ids = self._tokenised(self.chat_template.render(messages), where, add_special_tokens=False)
+            case "fim":
+                where, fim = "fim", request.fim
+                validation.checked_gap(fim, self.limits)
+                token_ids = self._filled_in(fim)
             case _:
-                return field_checks.refuse("input", "is missing: send one of tokenized, text and chat")
+                return field_checks.refuse("input", "is missing: send one of tokenized, text, chat and fim")
         require(bool(token_ids), where, "is empty: the prompt must have at least one token")
         return where, validation.checked_token_ids(token_ids, where, self.model.vocab_size)
 
+    def _filled_in(self, fim: pb.FimInput) -> list[int]:
+        """Return the prompt for a gap. Texts that are hopelessly long are refused as `_tokenised` does."""
+        for name in ("prefix", "suffix"):
+            self._refuse_if_hopeless(getattr(fim, name), f"fim.{name}")
+        return self.fill_in_middle.prompt(fim.prefix, fim.suffix, prefix_first=fim.prefix_first)
+
     def _tokenised(self, text: str, where: str, *, add_special_tokens: bool) -> list[int]:
-        """Return the text's tokens. One that is hopelessly long is refused by its beginning, in a fraction of the time.
+        """Return the text's tokens. Raises `ContextTooLong` at once for a text that is far too long."""
+        self._refuse_if_hopeless(text, where)
+        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+    def _refuse_if_hopeless(self, text: str, where: str) -> None:
+        """Refuse a text that is far too long by its beginning, in a fraction of the time that all of it would take.
 
         A cut can change the tokens around it, hence the quarter above the context.
         """
@@ -126,7 +155,6 @@ class RequestPreparer:
                     where, f"is far longer than the {context - 1} tokens that leave room for an answer"
                 )
             beginning *= 4
-        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
     def _max_tokens(self, params: pb.SamplingParams, prompt_field: str, prompt_tokens: int) -> int:
         """Return how many tokens may be written: what was asked for, or the default as far as there is room."""

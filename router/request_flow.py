@@ -1,14 +1,18 @@
-"""Runs one request: attempts until the answer is complete, and the only source of what the client is sent.
+"""Runs one request: attempts until its answers are complete, and the only source of what the client is sent.
 
 Life of an attempt: placed -> its legs start together, the decode worker told where the prompt is being read -> the
-prefill leg's first token goes to the client at once, the decode leg's follow -> the token log says that the answer is
+prefill leg's first tokens go to the client at once, the decode leg's follow -> the token log says that an answer is
 complete. When a leg fails, the attempt's legs are cancelled, the blamed worker is avoided, and the next attempt is a
 fresh request whose prompt is the old one and every token the client already has.
+
+A request for several answers starts as one attempt: one prefill, one hand-over, and the workers draw all of them. Once
+one has a token, their prompts differ: what goes on after a failure are attempts at one answer each.
 """
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from cluster_core.errors import (
     BatonError,
@@ -20,33 +24,26 @@ from cluster_core.errors import (
     RequestError,
     RetryLater,
 )
+from cluster_core.identity import Attempt, RequestId
+from cluster_core.sampling import choice_seed
+from cluster_rpc.logprob_messages import input_logprobs, logprobs_from_proto
 from cluster_rpc.v1 import generation_pb2, worker_pb2
 from cluster_rpc.worker_messages import WorkOrder, report_from_proto
+from router.answer_choice import AnswerChoice, AnswerText
 from router.attempt_run import AttemptRun, Failure
 from router.legs import Event, Leg, LegEnded, Mail
+from router.mailbox import Mailbox
 from router.membership import Membership
 from router.placement_history import FINISHED, AttemptRecord, PlacementHistory
 from router.placer import RETRY_AFTER_S, Avoided, Placer
 from router.prompt import PreparedRequest
 from router.settings import RouterSettings
-from router.text_stream import TextDelta
 from router.timeline import Timeline
-from router.token_log import TokenLog
 
 LEG_END_S = 1.0
 """How long the legs of a complete answer may take to end by themselves before they are cancelled."""
 
-
-class AnswerText(Protocol):
-    """Makes text of tokens: `router.text_stream.TextStream`."""
-
-    def feed(self, token_ids: Sequence[int]) -> TextDelta:
-        """Take tokens; return the text that is certain by now, and whether a stop string ended it."""
-        ...
-
-    def finish(self) -> str:
-        """Return the text that was held back."""
-        ...
+Choices = tuple[AnswerChoice, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,111 +58,127 @@ class FlowParts:
 
 
 class RequestFlow:
-    """One request, driven by its handler: `next_chunk` until it returns None, then `complete`; `close` in any case."""
+    """One request, driven by its handler: `next_response` until it is `over`; `close` in any case."""
 
     def __init__(
-        self, parts: FlowParts, prepared: PreparedRequest, text: AnswerText, timeline: Timeline, deadline: float | None
+        self,
+        parts: FlowParts,
+        prepared: PreparedRequest,
+        open_text: Callable[[], AnswerText],
+        timeline: Timeline,
+        deadline: float | None,
     ) -> None:
         """``deadline`` is a moment of the parts' clock, or None."""
         self._parts = parts
         self._prepared = prepared
-        self._text = text
         self._timeline = timeline
         self._deadline = deadline
-        self._log = TokenLog(prepared.sampling)
         self._record = parts.history.begin(prepared.request_id, timeline)
         self._root = parts.placer.root_hash(prepared.cache_salt)
         self._avoided = Avoided()
-        self._run: AttemptRun | None = None
+        self._choices = tuple(
+            AnswerChoice(
+                index,
+                replace(prepared.sampling, seed=choice_seed(prepared.seed, index)) if index else prepared.sampling,
+                open_text(),
+                timeline.sibling() if index else timeline,
+            )
+            for index in range(prepared.choices)
+        )
+        self._incomplete = len(self._choices)
+        self._to_begin: deque[Choices] = deque([self._choices])
+        self._runs: list[AttemptRun] = []
+        self._mailbox: Mailbox[Mail] = Mailbox(parts.settings.leg_buffer_events)
+        self._responses: deque[generation_pb2.GenerateResponse] = deque()
         self._cached_tokens: int | None = None
-        self._stop_string: str | None = None
-        self._handed_over = False
+        self._prompt_told = 0 if prepared.sampling.prompt_logprobs is not None else len(prepared.prompt_token_ids)
+        """Tokens of the prompt whose logprobs the client has, or does not want."""
+        if self._prompt_to_tell and len(prepared.prompt_token_ids) == 1:
+            self._tell_prompt(input_logprobs(1, (), self._first_prompt_token))
 
-    async def next_chunk(self) -> generation_pb2.GenerateStreamChunk | None:
-        """Return the next tokens and their text; None when the answer is complete.
+    @property
+    def over(self) -> bool:
+        """Whether the client was given everything: the last response was the last."""
+        return not self._incomplete and not self._responses
+
+    async def next_response(self) -> generation_pb2.GenerateResponse:
+        """Return the next chunk of an answer, or its terminal message.
 
         Raises what ends the request early: `RequestError`, `RetryLater`, `DeadlineExceeded`.
         """
-        while self._log.finish_reason is None:
-            run = self._run or await self._begin_attempt()
-            if run.failure is not None:
-                await self._end_attempt(run, run.failure)
+        assert not self.over
+        while not self._responses:
+            while self._to_begin:
+                await self._begin_attempt(self._to_begin[0])
+                self._to_begin.popleft()
+            failed = next((run for run in self._runs if run.failure is not None), None)
+            if failed is not None:
+                await self._end_attempt(failed)
                 continue
-            first_index = len(self._log.tokens)
-            self._take(run, await run.receive())
-            if len(self._log.tokens) > first_index:
-                return self._chunk(first_index)
-        return None
-
-    def complete(self) -> generation_pb2.GenerateComplete:
-        """Return the terminal message of a complete answer."""
-        log, run = self._log, self._run
-        assert log.finish_reason is not None
-        assert run is not None
-        run.record.outcome = FINISHED
-        step_s = run.placed.decode.load.decode_step_s
-        message = generation_pb2.GenerateComplete(
-            finish_reason=log.finish_reason,
-            prompt_tokens=len(self._prepared.prompt_token_ids),
-            completion_tokens=len(log.tokens),
-            cached_tokens=self._cached_tokens or 0,
-            text=self._text.finish(),
-            seed=self._prepared.seed,
-            request_id=self._prepared.request_id,
-            timings=self._timeline.timings(handed_over=self._handed_over, decode_step_s=step_s),
-        )
-        if self._stop_string is not None:
-            message.matched_stop_str = self._stop_string
-        elif log.stop_token_id is not None:
-            message.matched_token_id = log.stop_token_id
-        return message
+            self._take(await self._mailbox.receive_all())
+            for run in list(self._runs):
+                await self._tell(run)
+        return self._responses.popleft()
 
     async def close(self) -> None:
-        """Give everything back. Workers whose own count says that the answer is complete may end their streams."""
-        run, self._run = self._run, None
-        if run is None:
-            return
-        run.record.times.ended_s = self._timeline.now_s()
-        if run.record.outcome != FINISHED:
-            run.record.outcome = "ended before the answer did: cancelled, or out of time"
-        self._parts.placer.ended(run.placed, (self._prepared.request_id, run.attempt))
-        by_count = self._log.finish_reason is not None and self._stop_string is None
-        writer_knows = by_count and (self._handed_over or not run.split)
-        await run.close(LEG_END_S if writer_knows else 0.0)
+        """Give everything back. Workers whose own count says that the answers are complete may end their streams."""
+        runs, self._runs = self._runs, []
+        for run in runs:
+            if run.record.outcome != FINISHED:
+                run.record.outcome = "ended before the answer did: cancelled, or out of time"
+            self._give_up_place(run)
+        await asyncio.gather(*(run.close(_patience_s(run)) for run in runs))
 
-    async def _begin_attempt(self) -> AttemptRun:
-        prepared, log = self._prepared, self._log
+    async def _begin_attempt(self, choices: Choices) -> None:
+        prepared, log = self._prepared, choices[0].log
         prompt = (*prepared.prompt_token_ids, *log.tokens) if log.tokens else prepared.prompt_token_ids
-        placed = await self._parts.placer.place(self._root, prompt, log.remaining, self._avoided)
-        attempt = log.begin_attempt()
-        times = self._timeline.begin_attempt()
-        record = AttemptRecord(attempt=attempt, choice=placed.choice, times=times)
+        placed = await self._parts.placer.place(self._root, prompt, log.remaining, self._avoided, len(choices))
+        attempt = Attempt(0)
+        for choice in choices:
+            attempt = choice.log.begin_attempt()
+            choice.timeline.begin_attempt()
+            choice.handed_over = False
+        record = AttemptRecord(attempt=attempt, choice=placed.choice, times=choices[0].timeline.attempts[-1])
         self._record.attempts.append(record)
-        self._handed_over = False
-        run = self._run = AttemptRun(attempt, placed, record, self._parts.settings.leg_buffer_events)
-        self._parts.placer.assign(placed, (prepared.request_id, attempt), len(prompt))
+        run = AttemptRun(attempt, choices, placed, record, self._mailbox)
+        self._runs.append(run)
+        self._parts.placer.assign(placed, self._key(run), len(prompt), len(choices))
+        sampling = replace(choices[0].sampling, max_tokens=log.remaining)
+        if not self._prompt_to_tell:
+            sampling = replace(sampling, prompt_logprobs=None)
         order = WorkOrder(
-            request_id=prepared.request_id,
+            request_id=self._key(run)[0],
             attempt=attempt,
             prompt_token_ids=prompt,
-            sampling=replace(prepared.sampling, max_tokens=log.remaining),
+            sampling=sampling,
             root_hash=self._root,
+            choices=len(choices),
         )
         left_s = None if self._deadline is None else max(0.0, self._deadline - self._parts.clock())
         run.start(order, left_s)
-        return run
 
-    async def _end_attempt(self, run: AttemptRun, failure: Failure) -> None:
+    async def _end_attempt(self, run: AttemptRun) -> None:
         """Clean up after a failure; raises it when another attempt cannot help or none is left."""
+        failure = run.failure
+        assert failure is not None
         error = failure.error
         run.record.outcome = f"{type(error).__name__}: {error}"
-        run.record.times.ended_s = self._timeline.now_s()
-        self._run = None
-        self._parts.placer.ended(run.placed, (self._prepared.request_id, run.attempt))
+        self._runs.remove(run)
+        self._give_up_place(run)
         # gRPC ends a call at the client's deadline by itself: that says nothing about the worker.
         if not failure.answered and not isinstance(error, DeadlineExceeded):
             self._parts.membership.suspect(failure.blamed.worker_id, failure.blamed.incarnation)
         await run.close(0.0)
+        self._raise_if_hopeless(run, failure)
+        unfinished = tuple(choice for choice in run.choices if choice.log.finish_reason is None)
+        if any(choice.log.tokens for choice in run.choices):
+            self._to_begin.extend((choice,) for choice in unfinished)
+        else:
+            self._to_begin.append(unfinished)
+
+    def _raise_if_hopeless(self, run: AttemptRun, failure: Failure) -> None:
+        """Raise what another attempt cannot mend; else remember whom it must avoid."""
+        error = failure.error
         if isinstance(error, DeadlineExceeded) or _about_request(error):
             raise error
         last = run.attempt >= self._parts.settings.max_attempts
@@ -181,18 +194,50 @@ class RequestFlow:
             message = f"{run.attempt} attempts failed, the last one because {error}"
             raise NoWorker(message, RETRY_AFTER_S) from error
 
-    def _chunk(self, first_index: int) -> generation_pb2.GenerateStreamChunk:
-        log = self._log
-        delta = self._text.feed(log.tokens[first_index:])
-        if delta.stopped_by is not None:
-            log.stop_after(first_index + delta.tokens_used)
-            self._stop_string = delta.stopped_by
-        fresh = log.tokens[first_index:]
-        self._timeline.tokens(len(fresh))
-        return generation_pb2.GenerateStreamChunk(token_ids=fresh, text=delta.text, token_index=first_index)
+    async def _tell(self, run: AttemptRun) -> None:
+        """Put what the attempt's answers have gained into responses; end an attempt whose answers are complete."""
+        for choice in run.choices:
+            chunk = choice.chunk()
+            if chunk is None:
+                continue
+            self._responses.append(generation_pb2.GenerateResponse(chunk=chunk))
+            if choice.log.finish_reason is not None:
+                self._incomplete -= 1
+                self._responses.append(generation_pb2.GenerateResponse(complete=self._complete(run, choice)))
+                if choice.stop_string is not None and not run.complete:
+                    run.end_choice(choice)
+        if not run.complete:
+            return
+        run.record.outcome = FINISHED
+        if self._incomplete:
+            self._runs.remove(run)
+            self._give_up_place(run)
+            await run.close(0.0)
 
-    def _take(self, run: AttemptRun, mails: list[Mail]) -> None:
+    def _complete(self, run: AttemptRun, choice: AnswerChoice) -> generation_pb2.GenerateComplete:
+        message = choice.complete(run.placed.decode.load.decode_step_s)
+        message.prompt_tokens = len(self._prepared.prompt_token_ids)
+        message.cached_tokens = self._cached_tokens or 0
+        message.request_id = self._prepared.request_id
+        return message
+
+    def _give_up_place(self, run: AttemptRun) -> None:
+        for choice in run.choices:
+            choice.timeline.attempts[-1].ended_s = self._timeline.now_s()
+        self._parts.placer.ended(run.placed, self._key(run))
+
+    def _key(self, run: AttemptRun) -> tuple[RequestId, Attempt]:
+        """Return the id by which workers and ledger know the attempt: no two that live at once may share it."""
+        request_id = self._prepared.request_id
+        if len(run.choices) < len(self._choices):
+            request_id = RequestId(f"{request_id}~{run.choices[0].index}")
+        return request_id, run.attempt
+
+    def _take(self, mails: list[Mail]) -> None:
         for leg, event in mails:
+            run = next((run for run in self._runs if run.owns(leg)), None)
+            if run is None:
+                continue
             try:
                 self._take_one(run, leg, event)
             except LegFailed as error:
@@ -200,7 +245,7 @@ class RequestFlow:
 
     def _take_one(self, run: AttemptRun, leg: Leg, event: Event) -> None:
         if isinstance(event, LegEnded):
-            if self._log.finish_reason is None:
+            if not run.complete:
                 run.leg_ended(leg, event)
         elif isinstance(event, worker_pb2.PrefillEvent):
             self._take_prefill(run, event)
@@ -208,16 +253,27 @@ class RequestFlow:
             self._take_decode(run, event)
 
     def _take_prefill(self, run: AttemptRun, event: worker_pb2.PrefillEvent) -> None:
-        if event.HasField("started"):
-            self._prompt_started(event.started.cached_tokens)
-        elif event.HasField("first_token"):
-            self._prompt_read(run)
-            self._log.accept(run.attempt, 0, (event.first_token.token_id,))
-            held, run.held = run.held, []
-            for tokens in held:
-                self._take_tokens(run, tokens)
-            if run.held_end is not None and self._log.finish_reason is None:
-                run.leg_ended(*run.held_end)
+        match event.WhichOneof("event"):
+            case "started":
+                self._prompt_started(run, event.started.cached_tokens)
+            case "prompt_logprobs":
+                self._take_prompt_logprobs(event.prompt_logprobs)
+            case "first_token":
+                first = event.first_token
+                logprobs = [first.logprobs] if first.HasField("logprobs") else []
+                tokens = worker_pb2.Tokens(token_ids=[first.token_id], logprobs=logprobs, choice=first.choice)
+                self._accept(run, tokens)
+                if first.choice == len(run.choices) - 1:
+                    self._first_tokens_came(run)
+
+    def _first_tokens_came(self, run: AttemptRun) -> None:
+        """Note that the prompt was read by the prefill leg; take what the decode leg has said meanwhile."""
+        self._prompt_read(run)
+        held, run.held = run.held, []
+        for tokens in held:
+            self._take_tokens(run, tokens)
+        if run.held_end is not None and not run.complete:
+            run.leg_ended(*run.held_end)
 
     def _take_decode(self, run: AttemptRun, event: worker_pb2.DecodeEvent) -> None:
         match event.WhichOneof("event"):
@@ -228,27 +284,73 @@ class RequestFlow:
                     self._prompt_read(run)
                 self._take_tokens(run, event.tokens)
             case "started" if not run.split:
-                self._prompt_started(event.started.cached_tokens)
+                self._prompt_started(run, event.started.cached_tokens)
+            case "prompt_logprobs":
+                self._take_prompt_logprobs(event.prompt_logprobs)
             case "handoff":
                 report = report_from_proto(event.handoff)
                 run.record.handoff = report
-                self._timeline.transferred(report.transfer_s)
+                for choice in run.choices:
+                    choice.timeline.transferred(report.transfer_s)
             case _:  # the end of the stream follows `finished` and says the rest
                 pass
 
     def _take_tokens(self, run: AttemptRun, tokens: worker_pb2.Tokens) -> None:
-        accepted = self._log.accept(run.attempt, tokens.offset, tokens.token_ids)
-        if accepted and run.split:
-            self._handed_over = True
+        if self._accept(run, tokens) and run.split:
+            run.choice(tokens.choice).handed_over = True
 
-    def _prompt_started(self, cached_tokens: int) -> None:
-        self._timeline.prefill_started()
+    def _accept(self, run: AttemptRun, tokens: worker_pb2.Tokens) -> list[int]:
+        if self._prompt_to_tell:
+            message = "a token came before the prompt's logprobs"
+            raise LegFailed(message)
+        logprobs = logprobs_from_proto(tokens.logprobs, "logprobs") if tokens.logprobs else ()
+        return run.choice(tokens.choice).log.accept(run.attempt, tokens.offset, tokens.token_ids, logprobs)
+
+    @property
+    def _prompt_to_tell(self) -> bool:
+        return self._prompt_told < len(self._prepared.prompt_token_ids)
+
+    def _take_prompt_logprobs(self, piece: worker_pb2.PromptLogprobs) -> None:
+        """Tell the client what it does not have yet. An attempt that follows another one begins anew."""
+        if not self._prompt_to_tell:
+            return
+        position = max(1, self._prompt_told)
+        behind = position - piece.position
+        if behind < 0:
+            message = f"logprobs of {-behind} tokens of the prompt were left out"
+            raise LegFailed(message)
+        told = logprobs_from_proto(piece.tokens[behind:], "prompt_logprobs")
+        expected = self._prepared.prompt_token_ids[position : position + len(told)]
+        if tuple(token.token_id for token in told) != expected:
+            message = "the prompt's logprobs are of other tokens"
+            raise LegFailed(message)
+        if told:
+            self._tell_prompt(input_logprobs(position, told, None if self._prompt_told else self._first_prompt_token))
+
+    @property
+    def _first_prompt_token(self) -> int:
+        return self._prepared.prompt_token_ids[0]
+
+    def _tell_prompt(self, logprobs: generation_pb2.InputLogProbs) -> None:
+        self._prompt_told = logprobs.token_index + len(logprobs.token_ids)
+        chunk = generation_pb2.GenerateStreamChunk(input_logprobs=logprobs)
+        self._responses.append(generation_pb2.GenerateResponse(chunk=chunk))
+
+    def _prompt_started(self, run: AttemptRun, cached_tokens: int) -> None:
+        for choice in run.choices:
+            choice.timeline.prefill_started()
         if self._cached_tokens is None:
             self._cached_tokens = min(cached_tokens, len(self._prepared.prompt_token_ids))
 
     def _prompt_read(self, run: AttemptRun) -> None:
         run.prompt_read = True
-        self._parts.placer.prompt_read(run.placed, (self._prepared.request_id, run.attempt))
+        self._parts.placer.prompt_read(run.placed, self._key(run))
+
+
+def _patience_s(run: AttemptRun) -> float:
+    by_count = run.complete and all(choice.stop_string is None for choice in run.choices)
+    writer_knows = by_count and (not run.split or all(choice.handed_over for choice in run.choices))
+    return LEG_END_S if writer_knows else 0.0
 
 
 def _about_request(error: BatonError) -> bool:

@@ -48,15 +48,20 @@ class AttemptTimes:
 class Timeline:
     """The moments of one request, over all its attempts."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], arrival: float | None = None) -> None:
+        """``arrival`` is a moment of the clock; None: now."""
         self._clock = clock
-        self._arrival = clock()
+        self._arrival = clock() if arrival is None else arrival
         self.attempts: list[AttemptTimes] = []
         self._prefill_started_s: float | None = None
         self._first_token_s: float | None = None
         self._second_token_s: float | None = None
         self._last_token_s = 0.0
         self._tokens = 0
+
+    def sibling(self) -> "Timeline":
+        """Return a timeline of another answer to the same request."""
+        return Timeline(self._clock, self._arrival)
 
     def now_s(self) -> float:
         """Return seconds since the arrival."""

@@ -31,6 +31,16 @@ class Tokenizer:
         ids: list[int] = encoding.ids
         return ids
 
+    def token_id(self, text: str) -> int | None:
+        """Return the token that stands for exactly ``text``, special or not; None if there is none."""
+        found: int | None = self._backend.token_to_id(text)
+        return found
+
+    def special_tokens(self) -> dict[str, int]:
+        """Return the tokens that the file marks as special, by their text."""
+        added = self._backend.get_added_tokens_decoder()
+        return {token.content: token_id for token_id, token in added.items() if token.special}
+
     def decode(self, token_ids: Sequence[int], *, skip_special: bool) -> str:
         """Return the text of ``token_ids``; ids that the file does not know have none."""
         text: str = self._backend.decode(token_ids, skip_special_tokens=skip_special)

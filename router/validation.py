@@ -4,9 +4,7 @@ These functions know the protocol's fields and the limits, and nothing of the cl
 is allocated for the request.
 """
 
-import math
 import re
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,6 +32,20 @@ class InputLimits:
     cache_salt_bytes: int = 64
     lowest_priority: int = 7
     temperature: float = 2.0
+    choices: int = 8
+    logprobs: int = 20
+    prompt_logprobs: int = 5
+    logit_biases: int = 1024
+    logit_bias: float = 100.0
+    allowed_token_ids: int = 16 * 1024
+    forced_token_ids: int = 1024
+    bad_words: int = 64
+    bad_word_bytes: int = 64
+    grammar_bytes: int = 16 * 1024
+    grammar_choices: int = 256
+    schema_depth: int = 32
+    """Of brackets: a schema within a schema takes two."""
+    schema_properties: int = 256
 
 
 def checked_prompt_text(text: str, limits: InputLimits) -> str:
@@ -41,6 +53,15 @@ def checked_prompt_text(text: str, limits: InputLimits) -> str:
     require(bool(text), "text", "is empty: send at least one character")
     _require_text(text, "text", limits.prompt_bytes)
     return text
+
+
+def checked_gap(fim: pb.FimInput, limits: InputLimits) -> None:
+    """Check the two texts around a gap, one of which may be empty."""
+    require(bool(fim.prefix or fim.suffix), "fim", "is empty: send a prefix, a suffix or both")
+    _require_text(fim.prefix, "fim.prefix", limits.prompt_bytes)
+    _require_text(fim.suffix, "fim.suffix", limits.prompt_bytes)
+    size = len(fim.prefix.encode()) + len(fim.suffix.encode())
+    require(size <= limits.prompt_bytes, "fim", f"has {size} bytes of text: send at most {limits.prompt_bytes}")
 
 
 def checked_messages(messages: Sequence[pb.ChatMessage], limits: InputLimits) -> list[ChatMessage]:
@@ -72,48 +93,6 @@ def checked_token_ids(token_ids: Sequence[int], field: str, vocab_size: int) -> 
     return found
 
 
-def checked_temperature(params: pb.SamplingParams, limits: InputLimits) -> float:
-    """Return the temperature; 1 where none is given."""
-    if not params.HasField("temperature"):
-        return 1.0
-    value = written_number(params.temperature)
-    require(
-        0 <= value <= limits.temperature,
-        "sampling_params.temperature",
-        f"is {value}: must be 0 (greedy) to {limits.temperature:g}",
-    )
-    return value
-
-
-def checked_top_p(value: float) -> float:
-    """Return the probability mass to draw from; 0 means that none is given."""
-    top_p = written_number(value)
-    require(0 <= top_p <= 1, "sampling_params.top_p", f"is {top_p}: must be above 0 and at most 1 (unset means 1)")
-    return top_p or 1.0
-
-
-def checked_stop(params: pb.SamplingParams, limits: InputLimits) -> tuple[str, ...]:
-    """Return the stop strings, each once."""
-    field = "sampling_params.stop"
-    count = len(params.stop)
-    require(count <= limits.stop_strings, field, f"has {count} strings: send at most {limits.stop_strings}")
-    for place, stop in enumerate(params.stop):
-        size = len(stop.encode())
-        reason = f"is {size} bytes long: must be 1 to {limits.stop_string_bytes}"
-        require(0 < size <= limits.stop_string_bytes, f"{field}[{place}]", reason)
-    total = sum(len(stop.encode()) for stop in params.stop)
-    require(total <= limits.stop_strings_bytes, field, f"has {total} bytes: send at most {limits.stop_strings_bytes}")
-    return tuple(dict.fromkeys(params.stop))
-
-
-def checked_stop_token_ids(params: pb.SamplingParams, limits: InputLimits, vocab_size: int) -> frozenset[int]:
-    """Return the client's own stop tokens."""
-    field = "sampling_params.stop_token_ids"
-    count = len(params.stop_token_ids)
-    require(count <= limits.stop_token_ids, field, f"has {count} ids: send at most {limits.stop_token_ids}")
-    return frozenset(checked_token_ids(params.stop_token_ids, field, vocab_size))
-
-
 def checked_cache_salt(salt: str, limits: InputLimits) -> str:
     """Return the salt of the request's blocks."""
     size = len(salt.encode())
@@ -128,25 +107,9 @@ def checked_priority(priority: int, limits: InputLimits) -> int:
     return priority
 
 
-def written_number(value: float) -> float:
-    """Return the number that the client wrote: 0.7, where the wire's 32 bits say 0.699999988.
-
-    It is the shortest decimal that the same 32 bits stand for, so no request means anything else by it.
-    """
-    if not math.isfinite(value):
-        return value
-    candidates = (float(f"{value:.{digits}g}") for digits in range(6, 10))
-    return next((number for number in candidates if _float32(number) == value), value)
-
-
 def quoted(text: str) -> str:
     """Return a client's text as it may stand in an answer and in a log: short, and without control characters."""
     return repr(clip(re.sub(r"[\x00-\x1f\x7f]", "?", text[:64])))
-
-
-def _float32(number: float) -> float:
-    (value,) = struct.unpack("f", struct.pack("f", number))
-    return float(value)
 
 
 def _require_text(text: str, field: str, limit_bytes: int) -> None:

@@ -20,3 +20,4 @@ class WorkerConnection:
         self.drain = worker.DrainWorker
         self.prefill = prefill.Prefill
         self.decode = decode.Decode
+        self.end_choice = decode.EndChoice

@@ -94,14 +94,19 @@ def make_model(folder: Path, kind: str, seed: int = 0, **overrides: Any) -> Path
     ``overrides`` are fields of the transformers configuration; ``dtype="bfloat16"`` stores the weights in bfloat16.
     """
     family, fields = _KINDS[kind]
-    overrides = dict(overrides)
-    dtype = getattr(torch, overrides.pop("dtype", "float32"))
-    config = getattr(transformers, f"{family}Config")(**{**_SHAPE, **fields, **overrides})
+    return write_model(folder, family, {**_SHAPE, **fields, **overrides}, seed, sharded=kind == "sharded")
+
+
+def write_model(folder: Path, family: str, fields: dict[str, Any], seed: int = 0, *, sharded: bool = False) -> Path:
+    """Write a random model of any ``family`` of transformers, whose configuration has ``fields``, as `make_model`."""
+    fields = dict(fields)
+    dtype = getattr(torch, fields.pop("dtype", "float32"))
+    config = getattr(transformers, f"{family}Config")(**fields)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = getattr(transformers, f"{family}ForCausalLM")(config)
+        model = transformers.AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]  # the library's own
     _randomise(model, seed)
-    shard = {"max_shard_size": "60KB"} if kind == "sharded" else {}
+    shard = {"max_shard_size": "60KB"} if sharded else {}
     model.to(dtype).save_pretrained(folder, **shard)
     _write_tokenizer(folder)
     generation = {"bos_token_id": FIRST_SPECIAL_ID, "eos_token_id": EOS_TOKEN_ID}

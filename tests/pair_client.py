@@ -7,7 +7,9 @@ from typing import Any
 
 import grpc
 
+from cluster_core.logprobs import TokenLogprobs
 from cluster_core.sampling import Sampling
+from cluster_rpc.logprob_messages import logprobs_from_proto
 from cluster_rpc.v1 import worker_pb2 as pb
 from cluster_rpc.v1 import worker_pb2_grpc
 from cluster_rpc.worker_messages import PrefillOrigin, WorkOrder, decode_to_proto, prefill_to_proto
@@ -28,6 +30,8 @@ class Answered:
     finish_reason: str = ""
     first_again: int | None = None
     """The first token as a decode worker told it that read the prompt although a prefill worker did."""
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
 
 
 class PairClient:
@@ -64,6 +68,24 @@ class PairClient:
         assert seen.first_again in {None, seen.tokens[0]}
         return seen
 
+    async def several(
+        self, name: str, prompt: Sequence[int], choices: int, sampling: Sampling, *, split: bool
+    ) -> list[Answered]:
+        """Ask for several answers to one prompt; what both workers tell of a token must be the same."""
+        order = self._order(name, prompt, sampling.max_tokens, sampling, self.origin if split else None)
+        order = replace(order, choices=choices)
+        calls = [self.decode.Decode(decode_to_proto(order), timeout=TIMEOUT_S)]
+        if split:
+            calls.append(self.prefill.Prefill(prefill_to_proto(replace(order, origin=None)), timeout=TIMEOUT_S))
+        heard = [_Heard() for _ in range(choices)]
+
+        async def read(call: Any) -> None:
+            async for event in call:
+                _hear(event, heard)
+
+        await asyncio.gather(*(read(call) for call in calls))
+        return [answer.answered() for answer in heard]
+
     async def local(
         self, name: str, prompt: Sequence[int], *, max_tokens: int = 8, sampling: Sampling = GREEDY
     ) -> Answered:
@@ -95,3 +117,52 @@ class PairClient:
     ) -> WorkOrder:
         order = make_order(name, prompt, max_tokens=max_tokens, sampling=sampling, origin=origin)
         return replace(order, root_hash=self.root)
+
+
+@dataclass(slots=True)
+class _Heard:
+    """What was told of one of several answers, token by token."""
+
+    tokens: dict[int, tuple[int, pb.TokenLogprobs | None]] = field(default_factory=dict)
+    prompt: list[pb.TokenLogprobs] = field(default_factory=list)
+    report: pb.HandoffReport | None = None
+    finish_reason: str = ""
+
+    def note(self, offset: int, token_id: int, logprobs: pb.TokenLogprobs | None) -> None:
+        before, _ = self.tokens.setdefault(offset, (token_id, logprobs))
+        assert before == token_id, "told twice, and differently"
+
+    def answered(self) -> Answered:
+        assert sorted(self.tokens) == list(range(len(self.tokens))), "a token is missing"
+        told = [self.tokens[offset] for offset in range(len(self.tokens))]
+        return Answered(
+            tokens=[token_id for token_id, _ in told],
+            report=self.report,
+            finish_reason=self.finish_reason,
+            logprobs=list(logprobs_from_proto([one for _, one in told if one is not None], "test")),
+            prompt_logprobs=list(logprobs_from_proto(self.prompt, "test")),
+        )
+
+
+def _hear(event: Any, heard: list[_Heard]) -> None:
+    """Take a `PrefillEvent` or a `DecodeEvent`."""
+    match event.WhichOneof("event"):
+        case "first_token":
+            first = event.first_token
+            heard[first.choice].note(0, first.token_id, first.logprobs if first.HasField("logprobs") else None)
+        case "tokens":
+            tokens = event.tokens
+            for place, token_id in enumerate(tokens.token_ids):
+                logprobs = tokens.logprobs[place] if tokens.logprobs else None
+                heard[tokens.choice].note(tokens.offset + place, token_id, logprobs)
+        case "prompt_logprobs":
+            assert event.prompt_logprobs.position == 1 + len(heard[0].prompt)
+            for answer in heard:
+                answer.prompt.extend(event.prompt_logprobs.tokens)
+        case "handoff":
+            for answer in heard:
+                answer.report = event.handoff
+        case "finished":
+            heard[event.finished.choice].finish_reason = event.finished.finish_reason
+        case _:
+            pass

@@ -2,11 +2,13 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import grpc
 
 from block_directory.memory_directory import MemoryDirectory
 from block_directory.settings import DirectorySettings
+from cluster_core.hash_chain import root_hash
 from cluster_core.identity import WorkerId, new_incarnation
 from cluster_core.workers import WorkerRecord
 from cluster_rpc.worker_messages import PrefillOrigin
@@ -55,13 +57,16 @@ class WorkerPair:
 
 @asynccontextmanager
 async def running_pair(
-    prefill: PrefillSettings = PREFILL, decode: DecodeSettings = DECODE, transfer: TransferSettings = TRANSFER
+    prefill: PrefillSettings = PREFILL,
+    decode: DecodeSettings = DECODE,
+    transfer: TransferSettings = TRANSFER,
+    engines: tuple[Any, Any] | None = None,
 ) -> AsyncIterator[WorkerPair]:
-    """Run both workers until the block ends."""
+    """Run both workers until the block ends; ``engines`` of the prefill and the decode worker, or fake ones."""
     network = LoopbackNetwork()
     directory_settings = DirectorySettings()
     directory = MemoryDirectory(directory_settings)
-    engines = FakeEngine(prefill.total_blocks), FakeEngine(decode.total_blocks)
+    engines = engines or (FakeEngine(prefill.total_blocks), FakeEngine(decode.total_blocks))
     prefill_worker = PrefillWorker(
         PrefillSite(
             worker_id=WorkerId("prefill-0"),
@@ -95,4 +100,5 @@ async def running_pair(
         record = pair.prefill_record
         origin = PrefillOrigin(worker_id=record.worker_id, incarnation=record.incarnation, address=record.address)
         pair.client = PairClient(to_prefill, to_decode, origin)
+        pair.client.root = root_hash(record.model.root_hash_seed(record.layout), "")
         yield pair

@@ -24,35 +24,51 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x63luster_rpc/v1/generation.proto\x12\x0e\x63luster_rpc.v1\"\x8c\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x33\n\ttokenized\x18\x03 \x01(\x0b\x32\x1e.cluster_rpc.v1.TokenizedInputH\x00\x12\x0e\n\x04text\x18\x04 \x01(\tH\x00\x12)\n\x04\x63hat\x18\x05 \x01(\x0b\x32\x19.cluster_rpc.v1.ChatInputH\x00\x12\x37\n\x0fsampling_params\x18\x06 \x01(\x0b\x32\x1e.cluster_rpc.v1.SamplingParams\x12\x12\n\ncache_salt\x18\x07 \x01(\t\x12\x10\n\x08priority\x18\x08 \x01(\rB\x07\n\x05input\":\n\x0eTokenizedInput\x12\x15\n\roriginal_text\x18\x01 \x01(\t\x12\x11\n\tinput_ids\x18\x02 \x03(\r\":\n\tChatInput\x12-\n\x08messages\x18\x01 \x03(\x0b\x32\x1b.cluster_rpc.v1.ChatMessage\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xb4\x02\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\r\n\x05top_p\x18\x02 \x01(\x02\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\x17\n\nmax_tokens\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x0c\n\x04stop\x18\x05 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x06 \x03(\r\x12\x12\n\nignore_eos\x18\x07 \x01(\x08\x12\x11\n\x04seed\x18\x08 \x01(\x03H\x02\x88\x01\x01\x12\"\n\x1ainclude_stop_str_in_output\x18\t \x01(\x08\x12 \n\x13skip_special_tokens\x18\n \x01(\x08H\x03\x88\x01\x01\x42\x0e\n\x0c_temperatureB\r\n\x0b_max_tokensB\x07\n\x05_seedB\x16\n\x14_skip_special_tokens\"\x8a\x01\n\x10GenerateResponse\x12\x34\n\x05\x63hunk\x18\x01 \x01(\x0b\x32#.cluster_rpc.v1.GenerateStreamChunkH\x00\x12\x34\n\x08\x63omplete\x18\x02 \x01(\x0b\x32 .cluster_rpc.v1.GenerateCompleteH\x00\x42\n\n\x08response\"K\n\x13GenerateStreamChunk\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x13\n\x0btoken_index\x18\x03 \x01(\r\"\x94\x02\n\x10GenerateComplete\x12\x15\n\rfinish_reason\x18\x01 \x01(\t\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\x12\x1a\n\x10matched_token_id\x18\x05 \x01(\rH\x00\x12\x1a\n\x10matched_stop_str\x18\x06 \x01(\tH\x00\x12\x0c\n\x04text\x18\x07 \x01(\t\x12\x0c\n\x04seed\x18\x08 \x01(\x03\x12\x12\n\nrequest_id\x18\t \x01(\t\x12(\n\x07timings\x18\n \x01(\x0b\x32\x17.cluster_rpc.v1.TimingsB\x0e\n\x0cmatched_stop\"r\n\x07Timings\x12\x0f\n\x07queue_s\x18\x01 \x01(\x01\x12\x11\n\tprefill_s\x18\x02 \x01(\x01\x12\x0e\n\x06ttft_s\x18\x03 \x01(\x01\x12\x12\n\nhandover_s\x18\x04 \x01(\x01\x12\x0e\n\x06tpot_s\x18\x05 \x01(\x01\x12\x0f\n\x07total_s\x18\x06 \x01(\x01\"#\n\rCancelRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x1f\n\x0e\x43\x61ncelResponse\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\x32\xad\x01\n\x11GenerationService\x12O\n\x08Generate\x12\x1f.cluster_rpc.v1.GenerateRequest\x1a .cluster_rpc.v1.GenerateResponse0\x01\x12G\n\x06\x43\x61ncel\x12\x1d.cluster_rpc.v1.CancelRequest\x1a\x1e.cluster_rpc.v1.CancelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x63luster_rpc/v1/generation.proto\x12\x0e\x63luster_rpc.v1\"\xb5\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x33\n\ttokenized\x18\x03 \x01(\x0b\x32\x1e.cluster_rpc.v1.TokenizedInputH\x00\x12\x0e\n\x04text\x18\x04 \x01(\tH\x00\x12)\n\x04\x63hat\x18\x05 \x01(\x0b\x32\x19.cluster_rpc.v1.ChatInputH\x00\x12\'\n\x03\x66im\x18\t \x01(\x0b\x32\x18.cluster_rpc.v1.FimInputH\x00\x12\x37\n\x0fsampling_params\x18\x06 \x01(\x0b\x32\x1e.cluster_rpc.v1.SamplingParams\x12\x12\n\ncache_salt\x18\x07 \x01(\t\x12\x10\n\x08priority\x18\x08 \x01(\rB\x07\n\x05input\":\n\x0eTokenizedInput\x12\x15\n\roriginal_text\x18\x01 \x01(\t\x12\x11\n\tinput_ids\x18\x02 \x03(\r\"@\n\x08\x46imInput\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\x0e\n\x06suffix\x18\x02 \x01(\t\x12\x14\n\x0cprefix_first\x18\x03 \x01(\x08\":\n\tChatInput\x12-\n\x08messages\x18\x01 \x03(\x0b\x32\x1b.cluster_rpc.v1.ChatMessage\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\x83\x08\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x01\x88\x01\x01\x12\r\n\x05top_p\x18\x02 \x01(\x02\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\x17\n\nmax_tokens\x18\x04 \x01(\rH\x02\x88\x01\x01\x12\x0c\n\x04stop\x18\x05 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x06 \x03(\r\x12\x12\n\nignore_eos\x18\x07 \x01(\x08\x12\x11\n\x04seed\x18\x08 \x01(\x03H\x03\x88\x01\x01\x12\"\n\x1ainclude_stop_str_in_output\x18\t \x01(\x08\x12 \n\x13skip_special_tokens\x18\n \x01(\x08H\x04\x88\x01\x01\x12\x18\n\x10presence_penalty\x18\x0b \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x0c \x01(\x02\x12\x1a\n\x12repetition_penalty\x18\r \x01(\x02\x12\r\n\x05min_p\x18\x0e \x01(\x02\x12\x11\n\ttypical_p\x18\x0f \x01(\x02\x12\x41\n\nlogit_bias\x18\x10 \x03(\x0b\x32-.cluster_rpc.v1.SamplingParams.LogitBiasEntry\x12\x12\n\nmin_tokens\x18\x11 \x01(\r\x12\x11\n\tbad_words\x18\x12 \x03(\t\x12\x19\n\x11\x61llowed_token_ids\x18\x13 \x03(\r\x12\x18\n\x10\x66orced_token_ids\x18\x14 \x03(\r\x12\x15\n\x08logprobs\x18\x15 \x01(\x05H\x05\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\x16 \x01(\x05H\x06\x88\x01\x01\x12 \n\x13max_thinking_tokens\x18\x17 \x01(\rH\x07\x88\x01\x01\x12\x1b\n\x0ethinking_start\x18\x18 \x01(\tH\x08\x88\x01\x01\x12\x19\n\x0cthinking_end\x18\x19 \x01(\tH\t\x88\x01\x01\x12\x15\n\x0bjson_schema\x18\x1a \x01(\tH\x00\x12\x0f\n\x05regex\x18\x1b \x01(\tH\x00\x12\x11\n\x07grammar\x18\x1c \x01(\tH\x00\x12\x15\n\x0bjson_object\x18\x1d \x01(\x08H\x00\x12\x32\n\x06\x63hoice\x18\x1e \x01(\x0b\x32 .cluster_rpc.v1.ChoiceConstraintH\x00\x12\t\n\x01n\x18\x1f \x01(\r\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0c\n\nconstraintB\x0e\n\x0c_temperatureB\r\n\x0b_max_tokensB\x07\n\x05_seedB\x16\n\x14_skip_special_tokensB\x0b\n\t_logprobsB\x12\n\x10_prompt_logprobsB\x16\n\x14_max_thinking_tokensB\x11\n\x0f_thinking_startB\x0f\n\r_thinking_end\"#\n\x10\x43hoiceConstraint\x12\x0f\n\x07\x63hoices\x18\x01 \x03(\t\"\x8a\x01\n\x10GenerateResponse\x12\x34\n\x05\x63hunk\x18\x01 \x01(\x0b\x32#.cluster_rpc.v1.GenerateStreamChunkH\x00\x12\x34\n\x08\x63omplete\x18\x02 \x01(\x0b\x32 .cluster_rpc.v1.GenerateCompleteH\x00\x42\n\n\x08response\"\xca\x01\n\x13GenerateStreamChunk\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x13\n\x0btoken_index\x18\x03 \x01(\r\x12\r\n\x05index\x18\x04 \x01(\r\x12\x37\n\x0foutput_logprobs\x18\x05 \x01(\x0b\x32\x1e.cluster_rpc.v1.OutputLogProbs\x12\x35\n\x0einput_logprobs\x18\x06 \x01(\x0b\x32\x1d.cluster_rpc.v1.InputLogProbs\"}\n\x0eOutputLogProbs\x12\x16\n\x0etoken_logprobs\x18\x01 \x03(\x02\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x31\n\x0ctop_logprobs\x18\x03 \x03(\x0b\x32\x1b.cluster_rpc.v1.TopLogProbs\x12\r\n\x05ranks\x18\x04 \x03(\r\"\xb4\x01\n\rInputLogProbs\x12\x39\n\x0etoken_logprobs\x18\x01 \x03(\x0b\x32!.cluster_rpc.v1.InputTokenLogProb\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x31\n\x0ctop_logprobs\x18\x03 \x03(\x0b\x32\x1b.cluster_rpc.v1.TopLogProbs\x12\r\n\x05ranks\x18\x04 \x03(\r\x12\x13\n\x0btoken_index\x18\x05 \x01(\r\"1\n\x11InputTokenLogProb\x12\x12\n\x05value\x18\x01 \x01(\x02H\x00\x88\x01\x01\x42\x08\n\x06_value\"0\n\x0bTopLogProbs\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"\xa3\x02\n\x10GenerateComplete\x12\x15\n\rfinish_reason\x18\x01 \x01(\t\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\x12\x1a\n\x10matched_token_id\x18\x05 \x01(\rH\x00\x12\x1a\n\x10matched_stop_str\x18\x06 \x01(\tH\x00\x12\x0c\n\x04text\x18\x07 \x01(\t\x12\x0c\n\x04seed\x18\x08 \x01(\x03\x12\x12\n\nrequest_id\x18\t \x01(\t\x12(\n\x07timings\x18\n \x01(\x0b\x32\x17.cluster_rpc.v1.Timings\x12\r\n\x05index\x18\x0b \x01(\rB\x0e\n\x0cmatched_stop\"r\n\x07Timings\x12\x0f\n\x07queue_s\x18\x01 \x01(\x01\x12\x11\n\tprefill_s\x18\x02 \x01(\x01\x12\x0e\n\x06ttft_s\x18\x03 \x01(\x01\x12\x12\n\nhandover_s\x18\x04 \x01(\x01\x12\x0e\n\x06tpot_s\x18\x05 \x01(\x01\x12\x0f\n\x07total_s\x18\x06 \x01(\x01\"#\n\rCancelRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x1f\n\x0e\x43\x61ncelResponse\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\x32\xad\x01\n\x11GenerationService\x12O\n\x08Generate\x12\x1f.cluster_rpc.v1.GenerateRequest\x1a .cluster_rpc.v1.GenerateResponse0\x01\x12G\n\x06\x43\x61ncel\x12\x1d.cluster_rpc.v1.CancelRequest\x1a\x1e.cluster_rpc.v1.CancelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'cluster_rpc.v1.generation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._loaded_options = None
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_options = b'8\001'
   _globals['_GENERATEREQUEST']._serialized_start=52
-  _globals['_GENERATEREQUEST']._serialized_end=320
-  _globals['_TOKENIZEDINPUT']._serialized_start=322
-  _globals['_TOKENIZEDINPUT']._serialized_end=380
-  _globals['_CHATINPUT']._serialized_start=382
-  _globals['_CHATINPUT']._serialized_end=440
-  _globals['_CHATMESSAGE']._serialized_start=442
-  _globals['_CHATMESSAGE']._serialized_end=486
-  _globals['_SAMPLINGPARAMS']._serialized_start=489
-  _globals['_SAMPLINGPARAMS']._serialized_end=797
-  _globals['_GENERATERESPONSE']._serialized_start=800
-  _globals['_GENERATERESPONSE']._serialized_end=938
-  _globals['_GENERATESTREAMCHUNK']._serialized_start=940
-  _globals['_GENERATESTREAMCHUNK']._serialized_end=1015
-  _globals['_GENERATECOMPLETE']._serialized_start=1018
-  _globals['_GENERATECOMPLETE']._serialized_end=1294
-  _globals['_TIMINGS']._serialized_start=1296
-  _globals['_TIMINGS']._serialized_end=1410
-  _globals['_CANCELREQUEST']._serialized_start=1412
-  _globals['_CANCELREQUEST']._serialized_end=1447
-  _globals['_CANCELRESPONSE']._serialized_start=1449
-  _globals['_CANCELRESPONSE']._serialized_end=1480
-  _globals['_GENERATIONSERVICE']._serialized_start=1483
-  _globals['_GENERATIONSERVICE']._serialized_end=1656
+  _globals['_GENERATEREQUEST']._serialized_end=361
+  _globals['_TOKENIZEDINPUT']._serialized_start=363
+  _globals['_TOKENIZEDINPUT']._serialized_end=421
+  _globals['_FIMINPUT']._serialized_start=423
+  _globals['_FIMINPUT']._serialized_end=487
+  _globals['_CHATINPUT']._serialized_start=489
+  _globals['_CHATINPUT']._serialized_end=547
+  _globals['_CHATMESSAGE']._serialized_start=549
+  _globals['_CHATMESSAGE']._serialized_end=593
+  _globals['_SAMPLINGPARAMS']._serialized_start=596
+  _globals['_SAMPLINGPARAMS']._serialized_end=1623
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=1404
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=1452
+  _globals['_CHOICECONSTRAINT']._serialized_start=1625
+  _globals['_CHOICECONSTRAINT']._serialized_end=1660
+  _globals['_GENERATERESPONSE']._serialized_start=1663
+  _globals['_GENERATERESPONSE']._serialized_end=1801
+  _globals['_GENERATESTREAMCHUNK']._serialized_start=1804
+  _globals['_GENERATESTREAMCHUNK']._serialized_end=2006
+  _globals['_OUTPUTLOGPROBS']._serialized_start=2008
+  _globals['_OUTPUTLOGPROBS']._serialized_end=2133
+  _globals['_INPUTLOGPROBS']._serialized_start=2136
+  _globals['_INPUTLOGPROBS']._serialized_end=2316
+  _globals['_INPUTTOKENLOGPROB']._serialized_start=2318
+  _globals['_INPUTTOKENLOGPROB']._serialized_end=2367
+  _globals['_TOPLOGPROBS']._serialized_start=2369
+  _globals['_TOPLOGPROBS']._serialized_end=2417
+  _globals['_GENERATECOMPLETE']._serialized_start=2420
+  _globals['_GENERATECOMPLETE']._serialized_end=2711
+  _globals['_TIMINGS']._serialized_start=2713
+  _globals['_TIMINGS']._serialized_end=2827
+  _globals['_CANCELREQUEST']._serialized_start=2829
+  _globals['_CANCELREQUEST']._serialized_end=2864
+  _globals['_CANCELRESPONSE']._serialized_start=2866
+  _globals['_CANCELRESPONSE']._serialized_end=2897
+  _globals['_GENERATIONSERVICE']._serialized_start=2900
+  _globals['_GENERATIONSERVICE']._serialized_end=3073
 # @@protoc_insertion_point(module_scope)

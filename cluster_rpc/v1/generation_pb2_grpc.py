@@ -50,7 +50,8 @@ class GenerationServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Generate(self, request, context):
-        """Streams the answer: chunks in order, then exactly one `complete`.
+        """Streams the answer: chunks in order, then exactly one `complete`. With `n` choices: one `complete` a choice, the
+        chunks of a choice before its own; the stream ends after the last.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

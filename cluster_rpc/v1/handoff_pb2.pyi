@@ -93,10 +93,12 @@ class BlocksSent(_message.Message):
     def __init__(self, tag: _Optional[int] = ..., blocks: _Optional[_Iterable[_Union[BlockReference, _Mapping]]] = ...) -> None: ...
 
 class ExportFinished(_message.Message):
-    __slots__ = ("first_token_id",)
+    __slots__ = ("first_token_id", "fork_token_ids")
     FIRST_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    FORK_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     first_token_id: int
-    def __init__(self, first_token_id: _Optional[int] = ...) -> None: ...
+    fork_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, first_token_id: _Optional[int] = ..., fork_token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ExportFailed(_message.Message):
     __slots__ = ("reason",)

@@ -232,6 +232,11 @@ class DecodeServiceStub:
                 request_serializer=cluster__rpc_dot_v1_dot_worker__pb2.DecodeRequest.SerializeToString,
                 response_deserializer=cluster__rpc_dot_v1_dot_worker__pb2.DecodeEvent.FromString,
                 _registered_method=True)
+        self.EndChoice = channel.unary_unary(
+                '/cluster_rpc.v1.DecodeService/EndChoice',
+                request_serializer=cluster__rpc_dot_v1_dot_worker__pb2.EndChoiceRequest.SerializeToString,
+                response_deserializer=cluster__rpc_dot_v1_dot_worker__pb2.EndChoiceResponse.FromString,
+                _registered_method=True)
 
 
 class DecodeServiceServicer:
@@ -244,6 +249,13 @@ class DecodeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def EndChoice(self, request, context):
+        """Ends one of an order's answers while the others go on: a stop string ended it, which only the router can see.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DecodeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -251,6 +263,11 @@ def add_DecodeServiceServicer_to_server(servicer, server):
                     servicer.Decode,
                     request_deserializer=cluster__rpc_dot_v1_dot_worker__pb2.DecodeRequest.FromString,
                     response_serializer=cluster__rpc_dot_v1_dot_worker__pb2.DecodeEvent.SerializeToString,
+            ),
+            'EndChoice': grpc.unary_unary_rpc_method_handler(
+                    servicer.EndChoice,
+                    request_deserializer=cluster__rpc_dot_v1_dot_worker__pb2.EndChoiceRequest.FromString,
+                    response_serializer=cluster__rpc_dot_v1_dot_worker__pb2.EndChoiceResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -280,6 +297,33 @@ class DecodeService:
             '/cluster_rpc.v1.DecodeService/Decode',
             cluster__rpc_dot_v1_dot_worker__pb2.DecodeRequest.SerializeToString,
             cluster__rpc_dot_v1_dot_worker__pb2.DecodeEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EndChoice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cluster_rpc.v1.DecodeService/EndChoice',
+            cluster__rpc_dot_v1_dot_worker__pb2.EndChoiceRequest.SerializeToString,
+            cluster__rpc_dot_v1_dot_worker__pb2.EndChoiceResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -8,12 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks import report
+from benchmarks import engine_cuda, report
 from cluster_launcher.app import Benchmark
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = [kind.value for kind in Benchmark]
+ON_A_GPU = "engine_cuda"
+"""`baton bench engine --device cuda`, whose results are of whoever has such a machine."""
 ROW_KEYS = {"case", "value", "unit", "against", "against_value", "ratio"}
 
 
@@ -33,13 +36,13 @@ def _checked_rows(text: str, cases: list[str]) -> None:
 
 def test_the_readme_lists_exactly_the_cases() -> None:
     listed = re.findall(r"^\| `([a-z0-9_.A-Z]+)` \|", (ROOT / "benchmarks" / "README.md").read_text(), re.MULTILINE)
-    assert sorted(listed) == sorted(case for name in BENCHMARKS for case in _cases(name))
+    assert sorted(listed) == sorted(case for name in (*BENCHMARKS, ON_A_GPU) for case in _cases(name))
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize("name", [*BENCHMARKS, ON_A_GPU])
 def test_committed_results_have_the_cases_of_their_benchmark(name: str) -> None:
-    results = list((ROOT / "benchmarks" / "results").glob(f"{name}*.json"))
-    assert results
+    results = list((ROOT / "benchmarks" / "results").glob(f"{name}-*.json"))
+    assert results or name == ON_A_GPU
     for path in results:
         _checked_rows(path.read_text(), _cases(name))
 
@@ -60,6 +63,28 @@ def test_the_medians_are_those_of_each_measurement_without_its_first() -> None:
 
 def test_a_single_round_counts() -> None:
     assert report.interleaved("a test", 1, [lambda: 4.0]) == [4.0]
+
+
+def test_spans_that_overlap_are_counted_once() -> None:
+    assert engine_cuda.covered([(5.0, 6.0), (0.0, 2.0), (1.0, 1.5), (1.0, 4.0)]) == pytest.approx(5.0)
+    assert engine_cuda.covered([]) == 0
+
+
+def test_a_decode_step_of_the_large_model_reads_its_weights_and_the_contexts() -> None:
+    llama_3_8b = 8_030_261_248
+    norms = 65 * 4096
+    read_once = 2 * (llama_3_8b - norms - 128256 * 4096)
+    context = 1024 + engine_cuda.STEPS // 2
+    assert engine_cuda.step_bytes(1, 32) == read_once + 2 * 4096 + context * 128 * 1024
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_without_a_cuda_device_one_line_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        engine_cuda.require_device()
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "sees no CUDA device" in told
 
 
 def test_baton_bench_prints_one_json_object() -> None:

@@ -11,7 +11,7 @@ from cluster_core.identity import Role
 from cluster_launcher.__main__ import main
 from cluster_launcher.scale_command import parse_pools
 
-COMMANDS = ("up", "demo", "generate", "status", "scale", "doctor", "bench")
+COMMANDS = ("up", "demo", "generate", "status", "scale", "plan", "doctor", "bench")
 DEMO_MODEL = Path(__file__).resolve().parents[2] / "examples" / "demo_model"
 
 

@@ -21,7 +21,7 @@ from cluster_rpc.answers import ClusterView, WorkerView
 DIRECTORY_URL = "redis://baton:secret@10.0.0.1:6379/0"
 
 
-def _worker(name: str, state: str, preemptions: int = 0) -> WorkerView:
+def _worker(name: str, state: str, load: WorkerLoad | None = None) -> WorkerView:
     return WorkerView(
         worker_id=WorkerId(name),
         incarnation=Incarnation(1),
@@ -29,7 +29,7 @@ def _worker(name: str, state: str, preemptions: int = 0) -> WorkerView:
         address="127.0.0.1:1",
         transport="ucx",
         state=state,
-        load=WorkerLoad(preemptions=preemptions),
+        load=load or WorkerLoad(),
         pid=1,
     )
 
@@ -78,11 +78,23 @@ async def test_a_pool_that_is_not_named_keeps_the_workers_that_are_being_started
 
 def test_the_table_shows_preemptions() -> None:
     written = Console(file=io.StringIO(), width=160)
-    written.print(pools_table(_view(_worker("decode-0", "ready", preemptions=417))))
+    written.print(pools_table(_view(_worker("decode-0", "ready", WorkerLoad(preemptions=417)))))
     assert isinstance(written.file, io.StringIO)
     heading, row = written.file.getvalue().splitlines()[:2]
     assert "preempted" in heading
     assert "417" in row
+
+
+def test_the_table_shows_what_guesses_brought() -> None:
+    load = WorkerLoad(answer_steps=200, written_tokens=460, guessed_tokens=400, accepted_guesses=260)
+    written = Console(file=io.StringIO(), width=160)
+    written.print(pools_table(_view(_worker("decode-0", "ready", load), _worker("prefill-0", "ready"))))
+    assert isinstance(written.file, io.StringIO)
+    heading, reader, writer = written.file.getvalue().splitlines()[:3]
+    assert "tokens/step" in heading
+    assert "2.30" in writer
+    assert "65%" in writer
+    assert "%" not in reader
 
 
 def test_the_password_of_the_directory_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from cluster_core.errors import SettingsError
 from cluster_core.settings_reader import SECTIONS, read_section
 from cluster_launcher.configuration import load_configuration
 from cluster_launcher.settings import ClusterSettings
-from decode_worker.settings import DecodeSettings
+from decode_worker.settings import DecodeSettings, SpeculationSettings
 from inference_engine.settings import EngineSettings, ModelSettings
 from kv_transfer.settings import TransferSettings
 from prefill_worker.settings import PrefillSettings
@@ -26,6 +26,7 @@ KINDS = {
     "router": RouterSettings,
     "prefill": PrefillSettings,
     "decode": DecodeSettings,
+    "speculation": SpeculationSettings,
     "transfer": TransferSettings,
     "directory": DirectorySettings,
 }

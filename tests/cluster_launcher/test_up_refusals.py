@@ -61,6 +61,14 @@ def _with_an_unknown_key(_: Path) -> str:
     return "[cluster]\nprefil = 1\n"
 
 
+def _with_a_draft_model_of_other_tokens(model: Path) -> str:
+    other = model.with_name("other")
+    shutil.copytree(model, other)
+    file = other / "tokenizer.json"
+    file.write_text(file.read_text().replace("<|", "<!"))
+    return f'[speculation]\nmethod = "draft_model"\ndraft_model = "{other}"\n'
+
+
 def _with_a_wrong_type(_: Path) -> str:
     return '[engine]\nthreads = "many"\n'
 
@@ -74,6 +82,7 @@ def _with_a_wrong_type(_: Path) -> str:
         (_with_truncated_weights, "model.safetensors"),
         (_with_an_unknown_key, "cluster.prefil"),
         (_with_a_wrong_type, "engine.threads"),
+        (_with_a_draft_model_of_other_tokens, "speculation.draft_model"),
     ],
 )
 def test_what_cannot_be_served_is_refused(

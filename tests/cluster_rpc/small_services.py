@@ -1,10 +1,12 @@
 """Servicers for tests of servers and clients: they do what the request's prompt says."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 from cluster_core.errors import NotServed
+from cluster_core.logprobs import TokenLogprobs
 from cluster_rpc.guard import Context
+from cluster_rpc.logprob_messages import input_logprobs, output_logprobs
 from cluster_rpc.v1 import cluster_pb2, generation_pb2, handoff_pb2, worker_pb2
 
 
@@ -23,6 +25,10 @@ class ScriptedGeneration:
         try:
             if request.text == "error":
                 raise self.error
+            if request.text == "several":
+                for response in _several():
+                    yield response
+                return
             index = 0
             while index < 2 or request.text == "forever":
                 chunk = generation_pb2.GenerateStreamChunk(token_ids=[index], text=f"t{index}", token_index=index)
@@ -42,6 +48,19 @@ class ScriptedGeneration:
         if request.request_id == "error":
             raise self.error
         return generation_pb2.CancelResponse(found=request.request_id == "live")
+
+
+def _several() -> Iterator[generation_pb2.GenerateResponse]:
+    """Yield two answers of one token each, mixed, with logprobs."""
+    nothing = input_logprobs(1, (), 9)
+    yield generation_pb2.GenerateResponse(chunk=generation_pb2.GenerateStreamChunk(input_logprobs=nothing))
+    for index, text in enumerate("ab"):
+        told = output_logprobs([TokenLogprobs(token_id=index, logprob=-float(index), rank=1)])
+        chunk = generation_pb2.GenerateStreamChunk(token_ids=[index], text=text, index=index, output_logprobs=told)
+        yield generation_pb2.GenerateResponse(chunk=chunk)
+    for index in (1, 0):
+        complete = generation_pb2.GenerateComplete(finish_reason="length", text=".", index=index)
+        yield generation_pb2.GenerateResponse(complete=complete)
 
 
 class ScriptedCluster:

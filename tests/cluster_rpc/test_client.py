@@ -9,7 +9,7 @@ import pytest
 from cluster_core import errors as tree
 from cluster_core.identity import Role
 from cluster_rpc.client import BatonClient, ask
-from cluster_rpc.generate_request import GenerateOptions, make_request
+from cluster_rpc.generate_request import FillIn, GenerateOptions, make_request
 from cluster_rpc.limits import PUBLIC
 from cluster_rpc.server import CLUSTER, GENERATION, RpcServer
 from cluster_rpc.v1 import generation_pb2
@@ -198,3 +198,39 @@ async def test_operators_calls(client: BatonClient) -> None:
 
 def test_an_empty_request_has_no_presence() -> None:
     assert make_request("x", {}) == generation_pb2.GenerateRequest(text="x")
+
+
+def test_every_option_of_the_client_has_a_field_and_every_field_an_option() -> None:
+    fields = set(generation_pb2.SamplingParams.DESCRIPTOR.fields_by_name)
+    outside = {"request_id", "model", "cache_salt", "priority"}
+    assert set(GenerateOptions.__annotations__) == fields | outside
+
+
+def test_options_are_written_as_users_have_them() -> None:
+    request = make_request("x", {"json_schema": {"type": "object"}, "logit_bias": {5: -1.5}, "n": 2})
+    assert request.sampling_params.json_schema == '{"type": "object"}'
+    assert dict(request.sampling_params.logit_bias) == {5: -1.5}
+    assert request.sampling_params.n == 2
+    assert list(make_request("x", {"choice": ["a", "b"]}).sampling_params.choice.choices) == ["a", "b"]
+    assert make_request("x", {"json_object": True}).sampling_params.WhichOneof("constraint") == "json_object"
+
+
+def test_two_grammars_at_once_are_refused() -> None:
+    with pytest.raises(tree.InvalidField, match="regex: cannot stand beside choice"):
+        make_request("x", {"choice": ["a"], "regex": "a"})
+
+
+def test_a_gap_is_written_with_both_texts() -> None:
+    request = make_request(FillIn(prefix="a", suffix="b", prefix_first=True), {})
+    assert request.fim == generation_pb2.FimInput(prefix="a", suffix="b", prefix_first=True)
+
+
+async def test_several_answers_are_told_apart(client: BatonClient, service: ScriptedGeneration) -> None:
+    first, second = await client.generate_all("several", n=2, logprobs=0, prompt_logprobs=0)
+    assert (first.text, first.token_ids, first.completion.index) == ("a.", (0,), 0)
+    assert (second.text, second.token_ids, second.completion.index) == ("b.", (1,), 1)
+    assert [told.logprob for told in (*first.logprobs, *second.logprobs)] == [0.0, -1.0]
+    assert first.prompt_logprobs == (None,)
+    with pytest.raises(tree.InvalidField, match="generate_all"):
+        await client.generate_text("several", n=2)
+    assert len(service.requests) == 1

@@ -1,4 +1,5 @@
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,7 +24,6 @@ from cluster_core.handoff import (
     RejectBlocks,
 )
 from cluster_core.identity import Attempt, BlockHash, Incarnation, RequestId, Role, WorkerId
-from cluster_core.sampling import Sampling
 from cluster_core.workers import WorkerLoad
 from cluster_rpc import worker_messages
 from cluster_rpc.handoff_messages import (
@@ -35,6 +35,7 @@ from cluster_rpc.handoff_messages import (
 from cluster_rpc.v1 import handoff_pb2 as pb
 from cluster_rpc.v1 import worker_pb2
 from cluster_rpc.worker_messages import PrefillOrigin, WorkOrder
+from tests.random_samplings import samplings
 
 u32 = st.integers(0, 2**32 - 1)
 u64 = st.integers(0, 2**64 - 1)
@@ -42,7 +43,7 @@ position = st.integers(0, 2**20 - 1)
 positions = st.lists(position, max_size=5, unique=True).map(tuple)
 seconds = st.floats(0, 1e6)
 worker_ids = st.from_regex(r"[a-z0-9-]{1,63}", fullmatch=True).map(WorkerId)
-request_ids = st.from_regex(r"[A-Za-z0-9._-]{1,64}", fullmatch=True).map(RequestId)
+order_ids = st.from_regex(r"[A-Za-z0-9._-]{1,64}(~[0-9])?", fullmatch=True).map(RequestId)
 incarnations = st.integers(1, 2**64 - 1).map(Incarnation)
 attempts = st.integers(1, 2**32 - 1).map(Attempt)
 reasons = st.from_regex(r"[a-z]{1,20}( [a-z]{1,20}){0,3}", fullmatch=True)
@@ -61,7 +62,7 @@ tags = st.integers(0, 2**64 - 10)
 importer_messages: st.SearchStrategy[ImporterMessage] = st.one_of(
     st.builds(
         OpenExport,
-        request_id=request_ids,
+        request_id=order_ids,
         attempt=attempts,
         exporter_incarnation=incarnations,
         importer=worker_ids,
@@ -77,25 +78,17 @@ exporter_messages: st.SearchStrategy[ExporterMessage] = st.one_of(
     st.builds(ExportOpened, lease_s=st.floats(0.1, 3600), exporter_transport_address=st.binary(max_size=300)),
     st.builds(BlocksSealed, blocks=blocks),
     st.builds(BlocksSent, tag=tags, blocks=blocks),
-    st.builds(ExportFinished, first_token_id=u32),
+    st.builds(ExportFinished, first_token_id=u32, fork_token_ids=st.lists(u32, max_size=3).map(tuple)),
     st.builds(ExportFailed, reason=reasons),
-)
-samplings = st.builds(
-    Sampling,
-    temperature=st.floats(0, 2),
-    top_p=st.floats(0, 1, exclude_min=True),
-    top_k=u32,
-    seed=st.integers(-(2**63), 2**63 - 1),
-    max_tokens=st.integers(1, 2**20),
-    stop_token_ids=st.frozensets(u32, max_size=5),
 )
 orders = st.builds(
     WorkOrder,
-    request_id=request_ids,
+    request_id=order_ids,
     attempt=attempts,
     prompt_token_ids=st.lists(u32, min_size=1, max_size=8).map(tuple),
     sampling=samplings,
     root_hash=st.binary(min_size=16, max_size=16),
+    choices=st.integers(1, 64),
 )
 origins = st.builds(PrefillOrigin, worker_id=worker_ids, incarnation=incarnations, address=reasons)
 loads = st.builds(
@@ -107,6 +100,12 @@ loads = st.builds(
     transfer_bytes_per_s=seconds,
     draining=st.booleans(),
     preemptions=u64,
+    answer_steps=u64,
+    written_tokens=u64,
+    guessed_tokens=u64,
+    accepted_guesses=u64,
+    draft_s=seconds,
+    draft_held_blocks=u32,
 )
 
 
@@ -126,14 +125,7 @@ def test_exporter_messages_survive_the_wire(message: ExporterMessage) -> None:
 def test_orders_survive_the_wire(order: WorkOrder, origin: PrefillOrigin | None) -> None:
     prefill = worker_messages.prefill_to_proto(order).SerializeToString()
     assert worker_messages.order_from_proto(worker_pb2.PrefillRequest.FromString(prefill)) == order
-    sent = WorkOrder(
-        request_id=order.request_id,
-        attempt=order.attempt,
-        prompt_token_ids=order.prompt_token_ids,
-        sampling=order.sampling,
-        root_hash=order.root_hash,
-        origin=origin,
-    )
+    sent = replace(order, origin=origin)
     decode = worker_messages.decode_to_proto(sent).SerializeToString()
     assert worker_messages.order_from_proto(worker_pb2.DecodeRequest.FromString(decode)) == sent
 
@@ -228,7 +220,7 @@ def test_malformed_importer_messages_are_refused(message: pb.ImporterMessage, fi
     assert caught.value.field == field
 
 
-SAMPLING: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "max_tokens": 1}
+SAMPLING: dict[str, Any] = {"top_p": 1.0, "typical_p": 1.0, "repetition_penalty": 1.0, "max_tokens": 1}
 ORDER: dict[str, Any] = {"request_id": "r", "attempt": 1, "prompt_token_ids": [1], "root_hash": b"h" * 16}
 
 
@@ -242,11 +234,9 @@ ORDER: dict[str, Any] = {"request_id": "r", "attempt": 1, "prompt_token_ids": [1
         ({"source": {"worker_id": "", "incarnation": 1}}, "source.worker_id"),
         ({"source": {"worker_id": "p", "incarnation": 0}}, "source.incarnation"),
         ({"source": {"worker_id": "p", "incarnation": 1, "address": "x" * 300}}, "source.address"),
-        ({"sampling": {**SAMPLING, "temperature": float("nan")}}, "sampling.temperature"),
-        ({"sampling": {**SAMPLING, "temperature": -1.0}}, "sampling.temperature"),
-        ({"sampling": {**SAMPLING, "top_p": 0.0}}, "sampling.top_p"),
         ({"sampling": {**SAMPLING, "max_tokens": 0}}, "sampling.max_tokens"),
-        ({"sampling": {**SAMPLING, "stop_token_ids": range(300)}}, "sampling.stop_token_ids"),
+        ({"choices": 65}, "choices"),
+        ({"request_id": "r~1~2"}, "request_id"),
     ],
 )
 def test_malformed_orders_are_refused(change: dict[str, Any], field: str) -> None:

@@ -9,7 +9,9 @@ from cluster_rpc.order_checks import Capacity
 from cluster_rpc.worker_messages import PrefillOrigin
 from decode_worker.scheduler import DecodeScheduler, SchedulerParts
 from decode_worker.settings import DecodeSettings
+from decode_worker.speculation import Speculation
 from inference_engine.block_pool import BlockPool
+from inference_engine.draft_model import DraftingEngine
 from inference_engine.step import SequenceSlice, StepPlan
 from kv_transfer.importer import Imported, ImportJob
 from tests.fake_engine import FAKE_LAYOUT, FAKE_MODEL, GREEDY, FakeEngine
@@ -39,8 +41,7 @@ class FakeSource:
         assert list(job.hashes) == chain_hashes(ROOT, prompt, FAKE_LAYOUT.block_size_tokens)
         peer = FakeEngine(len(job.targets))
         part = SequenceSlice(token_ids=prompt, start=0, block_table=range(len(job.targets)), draw=GREEDY)
-        (first,) = peer.step(StepPlan(slices=(part,))).tokens
-        assert first is not None
+        (first,) = peer.step(StepPlan(slices=(part,))).slices[0].token_ids
         for position, target in enumerate(job.targets):
             if position not in job.kept:
                 self._engine.memory.buffer(target)[:] = peer.memory.buffer(position)
@@ -60,7 +61,14 @@ class FakeSource:
 class Bench:
     """Everything a test of the scheduler touches."""
 
-    def __init__(self, total_blocks: int = 32, settings: DecodeSettings | None = None) -> None:
+    def __init__(
+        self,
+        total_blocks: int = 32,
+        settings: DecodeSettings | None = None,
+        *,
+        speculation: Speculation | None = None,
+        draft: FakeEngine | None = None,
+    ) -> None:
         self.now_s = 100.0
         self.engine = FakeEngine(total_blocks)
         self.pool = BlockPool(total_blocks)
@@ -77,16 +85,19 @@ class Bench:
             capacity=capacity,
             source=self.source,
             settings=settings or DecodeSettings(),
+            copy_block=self.engine.memory.copy_block,
+            speculation=speculation or Speculation(),
             clock=lambda: self.now_s,
         )
         self.scheduler = DecodeScheduler(parts, self._changed)
+        self._stepping = self.engine if draft is None else DraftingEngine(self.engine, draft)
 
     def step(self) -> bool:
         """Run one step; False when there was nothing to do."""
         plan = self.scheduler.next_step()
         if plan is None:
             return False
-        self.scheduler.step_done(self.engine.step(plan))
+        self.scheduler.step_done(self._stepping.step(plan))
         self.pool.audit()
         return True
 

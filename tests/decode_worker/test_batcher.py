@@ -16,6 +16,12 @@ def test_every_running_answer_gets_its_token(pending: list[int], budget: int, ch
     assert read or all(tokens == 1 for tokens in pending), "prompts would wait for ever"
 
 
-def test_prompts_are_read_in_order_of_arrival() -> None:
-    assert plan_step([1, 300, 50, 1], 512, 128) == [1, 128, 0, 1]
-    assert plan_step([1, 100, 50, 1], 512, 128) == [1, 100, 28, 1]
+def test_a_short_prompt_does_not_wait_behind_a_long_one() -> None:
+    assert plan_step([1, 300, 50, 1], 512, 128) == [1, 78, 50, 1]
+    assert plan_step([1, 3000, 2000, 1], 512, 128) == [1, 64, 64, 1]
+    assert plan_step([1, 100, 100, 1], 512, 128) == [1, 100, 28, 1]
+
+
+def test_prompts_have_what_answers_leave() -> None:
+    assert plan_step([1, 1, 1, 50], 5, 128) == [1, 1, 1, 2]
+    assert plan_step([1, 1, 1, 50], 3, 128) == [1, 1, 1, 0]

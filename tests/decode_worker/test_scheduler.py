@@ -168,7 +168,7 @@ def test_smaller_requests_pass_a_blocked_one_only_for_a_while() -> None:
     big = bench.scheduler.submit(make_order("big", make_prompt(20, 1), max_tokens=4))
     passing = bench.scheduler.submit(make_order("passing", make_prompt(2, 2), max_tokens=1))
     bench.step()
-    assert (big.stage, passing.stage) == (Stage.WAITING, Stage.RUNNING)
+    assert (big.stage, passing.stage) == (Stage.WAITING, Stage.ENDED)
     bench.now_s += 1.0
     late = bench.scheduler.submit(make_order("late", make_prompt(2, 3), max_tokens=1))
     bench.step()

@@ -1,12 +1,15 @@
 """The answers of a whole cluster are those of `transformers`, token for token, however they came about."""
 
 import asyncio
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from cluster_core.errors import InvalidField
+from cluster_core.sampling import choice_seed
 from cluster_rpc.client import BatonClient
 from inference_engine.engine import Engine
 from inference_engine.model_folder import open_model_folder
@@ -107,6 +110,41 @@ async def test_seeded_sampling_equals_one_engine_in_one_process(served: Served) 
                 prompt, max_tokens=MAX_TOKENS, temperature=0.9, top_p=0.95, top_k=40, seed=seed
             )
             assert list(answer.token_ids) == sampled(engine, prompt, seed, MAX_TOKENS)
+
+
+async def test_several_answers_with_logprobs_after_one_transfer(served: Served) -> None:
+    folder = open_model_folder(ModelSettings(path=str(served.folder)))
+    engine = Engine.load(folder, EngineSettings(threads=1), total_blocks=64)
+    prompt = prompt_tokens(100, seed=60)
+    async with BatonClient(served.address) as client:
+        answers = await client.generate_all(
+            prompt,
+            n=3,
+            max_tokens=MAX_TOKENS,
+            temperature=0.9,
+            top_p=0.95,
+            top_k=40,
+            seed=5,
+            logprobs=2,
+            prompt_logprobs=1,
+            request_id="several",
+        )
+        (attempt,) = await client.get_placement("several")
+    assert attempt.handoff is not None
+    assert attempt.handoff.moved_blocks == 7
+    for choice, answer in enumerate(answers):
+        assert list(answer.token_ids) == sampled(engine, prompt, choice_seed(5, choice), MAX_TOKENS)
+        assert [told.token_id for told in answer.logprobs] == list(answer.token_ids)
+        assert [told and told.token_id for told in answer.prompt_logprobs] == [None, *prompt[1:]]
+
+
+async def test_a_grammar_is_followed_across_the_hand_over(served: Served) -> None:
+    async with BatonClient(served.address) as client:
+        for seed in range(3):
+            answer = await client.generate_text("the ", regex="[a-d]{5,9}", temperature=1.0, seed=seed, max_tokens=20)
+            assert re.fullmatch("[a-d]{5,9}", answer.text)
+        with pytest.raises(InvalidField, match=r"sampling_params\.regex"):
+            await client.generate_text("the ", regex="(", max_tokens=20)
 
 
 async def test_nothing_is_held_afterwards(served: Served) -> None:

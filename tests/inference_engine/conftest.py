@@ -1,5 +1,6 @@
 """Models are made once a test process."""
 
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,9 @@ from inference_engine.engine import Engine
 from inference_engine.model_folder import ModelFolder, open_model_folder
 from inference_engine.settings import EngineSettings, ModelSettings
 from tests.model_fixtures import make_model, reference_model
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported: its kernels then run here, in Python
 
 torch.set_num_threads(1)  # tests run beside one another, and small products are slower on two threads
 
@@ -31,7 +35,7 @@ class Models:
         return open_model_folder(ModelSettings(path=str(self.folder(kind))))
 
     def engine(self, kind: str, blocks: int = 64, **settings: Any) -> Engine:
-        return Engine.load(self.opened(kind), EngineSettings(threads=1, **settings), blocks)
+        return Engine.load(self.opened(kind), EngineSettings(**{"threads": 1, **settings}), blocks)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import torch
 
 from cluster_core.layout import KvLayout
 from inference_engine.attention import AttentionBackend
+from inference_engine.attention_capped import CappedAttention
 from inference_engine.attention_compiled import CompiledAttention
 from inference_engine.attention_reference import ReferenceAttention
 from inference_engine.batch import build_batch
@@ -41,12 +42,21 @@ def make_varlen(pool: KvPool) -> AttentionBackend:
     return VarlenAttention(pool)
 
 
+def make_triton(pool: KvPool) -> AttentionBackend:
+    from inference_engine.attention_triton import TritonAttention  # noqa: PLC0415 - after its interpreter is chosen
+
+    return TritonAttention(pool)
+
+
 BACKENDS: dict[str, Callable[[KvPool], AttentionBackend]] = {
     "reference": ReferenceAttention,
+    "capped": CappedAttention,
     "compiled": lambda pool: CompiledAttention(pool, 1),
     "compiled, 2 threads": lambda pool: CompiledAttention(pool, 2),
     "varlen": make_varlen,
+    "triton": make_triton,
 }
+ON_CUDA = ("varlen", "triton") if torch.cuda.is_available() else ()
 
 
 @pytest.fixture(params=BACKENDS)
@@ -67,10 +77,19 @@ def dtype(request: pytest.FixtureRequest, backend: str) -> str:
 class Case:
     """A pool full of noise and a plan over blocks in random order."""
 
-    def __init__(self, backend: str, dtype: str, heads: str, shape: list[tuple[int, int]], head_dim: int = 16) -> None:
+    def __init__(
+        self,
+        backend: str,
+        dtype: str,
+        heads: str,
+        shape: list[tuple[int, int]],
+        head_dim: int = 16,
+        block_tokens: int = BLOCK_TOKENS,
+    ) -> None:
         self.heads, kv_heads = HEADS[heads]
-        layout = KvLayout(layers=2, kv_heads=kv_heads, head_dim=head_dim, block_size_tokens=BLOCK_TOKENS, dtype=dtype)
-        device = torch.device("cuda" if backend == "varlen" else "cpu")
+        self.block_tokens = block_tokens
+        layout = KvLayout(layers=2, kv_heads=kv_heads, head_dim=head_dim, block_size_tokens=block_tokens, dtype=dtype)
+        device = torch.device("cuda" if backend in ON_CUDA else "cpu")
         random = torch.Generator().manual_seed(5)
         self.pool = KvPool(layout, BLOCKS, device)
         self.pool.storage.copy_(torch.randn(self.pool.storage.shape, generator=random))
@@ -81,7 +100,7 @@ class Case:
             table, order = order[:blocks], order[blocks:]
             pieces.append(SequenceSlice(token_ids=[0] * tokens, start=before, block_table=table, draw=None))
         self.pieces = pieces
-        self.batch = build_batch(StepPlan(slices=tuple(pieces)), BLOCK_TOKENS, device)
+        self.batch = build_batch(StepPlan(slices=tuple(pieces)), block_tokens, device)
         rows = sum(tokens for tokens, _ in shape)
         noise = torch.randn((rows, self.heads, head_dim), generator=random)
         self.query = noise.to(self.pool.storage.dtype).to(device)
@@ -101,8 +120,10 @@ class Case:
         for piece in self.pieces:
             end = first + len(piece.token_ids)
             context = torch.arange(piece.start + len(piece.token_ids))
-            blocks = torch.tensor(piece.block_table)[context // BLOCK_TOKENS]
-            pairs = layer[blocks, :, :, context % BLOCK_TOKENS].repeat_interleave(group, 2)  # [tokens, 2, heads, dim]
+            blocks = torch.tensor(piece.block_table)[context // self.block_tokens]
+            pairs = layer[blocks, :, :, context % self.block_tokens].repeat_interleave(
+                group, 2
+            )  # [tokens, 2, heads, dim]
             scores = torch.einsum("rhd,thd->hrt", query[first:end], pairs[:, 0]) / math.sqrt(pairs.shape[3])
             age = context[piece.start :, None] - context[None, :]  # of each token, seen from each row
             hidden = (age < 0) | (age >= (window or len(context)))
@@ -115,6 +136,8 @@ class Case:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("heads", HEADS)
 def test_equals_the_definition(backend: str, dtype: str, heads: str, shape: str) -> None:
+    if backend == "triton" and not ON_CUDA and heads != "gqa" and (shape, dtype) != ("ragged mix", "float32"):
+        pytest.skip("Triton's interpreter takes a second a case; the others do not depend on the heads")
     case = Case(backend, dtype, heads, SHAPES[shape])
     for window in (0, 20):
         torch.testing.assert_close(case.attend(window), case.expected(window), rtol=0, atol=TOLERANCE[dtype])
@@ -124,6 +147,13 @@ def test_equals_the_definition(backend: str, dtype: str, heads: str, shape: str)
 def test_head_sizes(backend: str, dtype: str, head_dim: int) -> None:
     case = Case(backend, dtype, "gqa", [(20, 30), (1, 90)], head_dim)
     torch.testing.assert_close(case.attend(), case.expected(), rtol=0, atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("block_tokens", [1, 3, 64])
+def test_block_sizes(backend: str, dtype: str, block_tokens: int) -> None:
+    case = Case(backend, dtype, "gqa", [(20, 13), (1, 40)], block_tokens=block_tokens)
+    for window in (0, 7):
+        torch.testing.assert_close(case.attend(window), case.expected(window), rtol=0, atol=TOLERANCE[dtype])
 
 
 def test_large_scores_neither_overflow_nor_vanish(backend: str, dtype: str) -> None:

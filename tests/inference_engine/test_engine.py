@@ -12,7 +12,7 @@ from inference_engine.engine import Engine
 from inference_engine.sampler import BrokenLogits
 from inference_engine.settings import EngineSettings
 from inference_engine.single import generate
-from inference_engine.step import SequenceSlice, StepPlan
+from inference_engine.step import SequenceSlice, SliceResult, StepPlan
 from tests.inference_engine.conftest import Models
 from tests.model_fixtures import prompt_tokens
 
@@ -41,9 +41,8 @@ def run_together(engine: Engine, prompts: list[list[int]], samplings: list[Sampl
             owners.append(index)
         if not slices:
             return written
-        for index, token in zip(owners, engine.step(StepPlan(slices=tuple(slices))).tokens, strict=True):
-            assert token is not None
-            written[index].append(token)
+        for index, drawn in zip(owners, engine.step(StepPlan(slices=tuple(slices))).slices, strict=True):
+            written[index] += drawn.token_ids
     raise AssertionError
 
 
@@ -60,7 +59,7 @@ def test_a_step_without_draws_writes_the_memory_only(models: Models) -> None:
     engine = models.engine("llama")
     piece = SequenceSlice(token_ids=prompt_tokens(20), start=0, block_table=[5, 2], draw=None)
     result = engine.step(StepPlan(slices=(piece,)))
-    assert result.tokens == (None,)
+    assert result.slices == (SliceResult(),)
     assert result.elapsed_s > 0
     storage = engine.memory.storage
     assert storage[5].ne(0).all()
@@ -98,7 +97,7 @@ def test_a_block_is_its_bytes(models: Models, dtype: str) -> None:
         assert buffer.nbytes == second.memory.block_bytes == first.layout.block_bytes
         np.copyto(buffer, first.memory.buffer(source))
     last = SequenceSlice(token_ids=whole[:1], start=37, block_table=[9, 4, 7], draw=sampling())
-    assert second.step(StepPlan(slices=(last,))).tokens == (whole[1],)
+    assert second.step(StepPlan(slices=(last,))).slices[0].token_ids == (whole[1],)
 
 
 def test_unused_slots_are_cleared(models: Models) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from cluster_core.errors import ModelFolderError
+from inference_engine.model_config import ModelConfig
 from inference_engine.model_folder import layout_of, open_model_folder
 from inference_engine.rope_config import Llama3Rope, PlainRope, YarnRope
 from inference_engine.settings import EngineSettings, ModelSettings
@@ -167,7 +168,8 @@ def test_unknown_architectures_get_the_list_of_the_known(folder: Path) -> None:
     change_config(folder, architectures=["GemmaForCausalLM"])
     assert error_of(folder).endswith(
         "architectures is ['GemmaForCausalLM']; served are "
-        "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM"
+        "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, "
+        'and others by model.implementation = "transformers"'
     )
 
 
@@ -219,7 +221,9 @@ def test_end_tokens(folder: Path) -> None:
 
 def test_rotary_embeddings_in_the_old_spelling(folder: Path) -> None:
     def rope() -> object:
-        return open_model_folder(ModelSettings(path=str(folder))).config.rope
+        config = open_model_folder(ModelSettings(path=str(folder))).config
+        assert isinstance(config, ModelConfig)
+        return config.rope
 
     change_config(folder, rope_parameters=None, rope_theta=5e5)
     assert rope() == PlainRope(theta=5e5)

@@ -11,7 +11,8 @@ from transformers.generation.logits_process import (
 )
 
 from cluster_core.sampling import Sampling
-from inference_engine.sampler import BrokenLogits, Draw, draw_tokens, uniform
+from inference_engine.sampler import BrokenLogits, draw_tokens, uniform
+from inference_engine.sampling_edits import Draw
 
 VOCABULARY = 50
 

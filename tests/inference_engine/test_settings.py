@@ -21,7 +21,10 @@ def test_defaults() -> None:
         ({"attention": "compiled", "device": "cuda"}, "compiled runs on the CPU alone"),
         ({"attention": "varlen"}, "varlen needs device cuda"),
         ({"attention": "varlen", "device": "cuda"}, "dtype bfloat16"),
+        ({"attention": "triton"}, "triton needs device cuda"),
         ({"threads": -1}, r"engine\.threads"),
+        ({"batch_invariant": True, "device": "cuda"}, "batch_invariant"),
+        ({"batch_invariant": True, "attention": "reference"}, "batch_invariant"),
         ({"block_size_tokens": 0}, r"engine\.block_size_tokens"),
         ({"block_size": 16}, r"engine\.block_size: unknown key"),
     ],
@@ -37,6 +40,7 @@ def test_engine_settings_that_are_refused(section: dict[str, object], words: str
         ({}, r"model\.path: must be given"),
         ({"path": ""}, r"model\.path"),
         ({"path": "m", "max_context_tokens": -1}, r"model\.max_context_tokens"),
+        ({"path": "m", "implementation": "vllm"}, r"model\.implementation: 'vllm' is not known; right are baton"),
     ],
 )
 def test_model_settings_that_are_refused(section: dict[str, object], words: str) -> None:

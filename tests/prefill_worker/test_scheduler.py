@@ -5,17 +5,27 @@ from dataclasses import replace
 
 import pytest
 
-from cluster_core.errors import Cancelled, ContextTooLong, DuplicateRequest, LegFailed, NoWorker, Overloaded
+from cluster_core.errors import (
+    Cancelled,
+    ContextTooLong,
+    DuplicateRequest,
+    InvalidField,
+    LegFailed,
+    NoWorker,
+    Overloaded,
+    TokenOutOfRange,
+)
 from cluster_core.hash_chain import chain_hashes
 from cluster_core.holds import LeaseHold
 from cluster_core.identity import Attempt, RequestId
+from cluster_core.sampling import ThinkingLimit, choice_seed
 from cluster_rpc.order_checks import Capacity
 from inference_engine.block_pool import BlockPool
 from kv_transfer.exporter import SealedBlock
-from prefill_worker.prompt import FirstToken, Prompt, Started
+from prefill_worker.prompt import FirstToken, PartRead, Prompt, Started
 from prefill_worker.scheduler import PrefillScheduler, SchedulerParts
 from prefill_worker.settings import PrefillSettings
-from tests.fake_engine import FAKE_LAYOUT, FAKE_MODEL, GREEDY, FakeEngine, fake_answer
+from tests.fake_engine import FAKE_LAYOUT, FAKE_MODEL, GREEDY, VOCAB_SIZE, FakeEngine, fake_answer
 from tests.worker_orders import ROOT, make_order, make_prompt
 
 SMALL = PrefillSettings(token_budget=12, chunk_tokens=8, max_running=4)
@@ -27,6 +37,7 @@ class RecordedExport:
     def __init__(self, pool: BlockPool, lease: LeaseHold) -> None:
         self.sealed: list[SealedBlock] = []
         self.first_token_id: int | None = None
+        self.fork_token_ids: tuple[int, ...] = ()
         self.reason: str | None = None
         self.lease = lease
         self._pool = pool
@@ -36,8 +47,9 @@ class RecordedExport:
             self._pool.acquire(block.index, self.lease)
         self.sealed += blocks
 
-    def finish(self, first_token_id: int) -> None:
+    def finish(self, first_token_id: int, fork_token_ids: tuple[int, ...] = ()) -> None:
         self.first_token_id = first_token_id
+        self.fork_token_ids = fork_token_ids
 
     def fail(self, reason: str) -> None:
         self.reason = reason
@@ -51,10 +63,13 @@ class Bench:
         self.engine = FakeEngine(total_blocks)
         self.pool = BlockPool(total_blocks)
         self.exports: list[RecordedExport] = []
+        self.now_s = 100.0
         capacity = Capacity(
             model=FAKE_MODEL, layout=FAKE_LAYOUT, total_blocks=total_blocks, max_waiting=settings.max_waiting
         )
-        parts = SchedulerParts(pool=self.pool, capacity=capacity, exports=self, settings=settings)
+        parts = SchedulerParts(
+            pool=self.pool, capacity=capacity, exports=self, settings=settings, clock=lambda: self.now_s
+        )
         self.scheduler = PrefillScheduler(parts, lambda: None)
 
     def open(self, request_id: RequestId, attempt: Attempt) -> RecordedExport:
@@ -226,3 +241,85 @@ async def test_a_prompt_waits_for_leased_blocks() -> None:
     bench.accept_all()
     bench.run()
     assert await first_token(waiting) == fake_answer(make_prompt(17, 1), GREEDY)[0]
+
+
+async def events(prompt: Prompt) -> tuple[list[PartRead], list[FirstToken]]:
+    """Read a prompt's events to their end."""
+    read: list[PartRead] = []
+    first: list[FirstToken] = []
+    while len(first) < prompt.order.choices:
+        event = await prompt.next_event()
+        read += [event] if isinstance(event, PartRead) else []
+        first += [event] if isinstance(event, FirstToken) else []
+    return read, first
+
+
+async def test_the_prompts_logprobs_are_told_in_order_and_nothing_is_taken_from_the_cache() -> None:
+    tokens = make_prompt(20)
+    told = []
+    for settings in (SMALL, replace(SMALL, token_budget=64, chunk_tokens=64)):
+        bench = Bench(settings=settings)
+        bench.scheduler.submit(make_order("warm", tokens))
+        bench.run()
+        sampling = replace(GREEDY, prompt_logprobs=1, logprobs=1)
+        prompt = bench.scheduler.submit(make_order("a", tokens, sampling=sampling))
+        bench.run()
+        read, (first,) = await events(prompt)
+        positions = [part.position + place for part in read for place in range(len(part.logprobs))]
+        assert positions == list(range(1, 20))
+        assert [entry.token_id for part in read for entry in part.logprobs] == tokens[1:]
+        assert first.logprobs is not None
+        assert first.logprobs.token_id == first.token_id == fake_answer(tokens, GREEDY)[0]
+        told.append([entry for part in read for entry in part.logprobs])
+    assert told[0] == told[1]
+
+
+async def test_every_choice_has_its_first_token_from_one_prefill() -> None:
+    bench = Bench()
+    tokens = make_prompt(20)
+    sampling = replace(GREEDY, temperature=1.0, seed=5, logprobs=0)
+    order = replace(make_order("a", tokens, sampling=sampling), choices=4)
+    prompt = bench.scheduler.submit(order)
+    bench.run()
+    _, first = await events(prompt)
+    assert [event.choice for event in first] == [0, 1, 2, 3]
+    expected = [fake_answer(tokens, replace(sampling, seed=choice_seed(5, choice)))[0] for choice in range(4)]
+    assert [event.token_id for event in first] == expected
+    assert [event.logprobs.token_id for event in first if event.logprobs] == expected
+    (export,) = bench.exports
+    assert (export.first_token_id, *export.fork_token_ids) == tuple(expected)
+    assert sum(len(part.token_ids) for plan in bench.engine.plans for part in plan.slices) == 20
+
+
+async def test_draws_that_look_back_see_the_whole_prompt() -> None:
+    bench = Bench()
+    tokens = make_prompt(20)
+    sampling = replace(GREEDY, repetition_penalty=1.5)
+    prompt = bench.scheduler.submit(make_order("a", tokens, sampling=sampling))
+    bench.run()
+    assert await first_token(prompt) == fake_answer(tokens, sampling)[0]
+    assert all(part.before == () for plan in bench.engine.plans for part in plan.slices if part.draw is None)
+
+
+async def test_a_request_that_leaves_no_token_fails_as_the_clients_mistake() -> None:
+    bench = Bench()
+    prompt = bench.scheduler.submit(make_order("a", make_prompt(3)))
+    assert bench.scheduler.next_step() is not None
+    bench.scheduler.step_failed(InvalidField("sampling", "leaves nothing"), frozenset({0}))
+    with pytest.raises(InvalidField, match="leaves nothing"):
+        await first_token(prompt)
+
+
+def test_token_ids_beyond_the_vocabulary_never_reach_a_step() -> None:
+    bench = Bench()
+    for wrong in (
+        {"logit_bias": ((VOCAB_SIZE, 1.0),)},
+        {"allowed_token_ids": frozenset({VOCAB_SIZE})},
+        {"banned_sequences": ((1, VOCAB_SIZE),)},
+        {"forced_token_ids": (VOCAB_SIZE,)},
+        {"thinking": ThinkingLimit(start=(), end=(VOCAB_SIZE,), max_tokens=1)},
+        {"min_tokens": 1, "stop_token_ids": frozenset({VOCAB_SIZE})},
+    ):
+        sampling = replace(GREEDY, **wrong)
+        with pytest.raises(TokenOutOfRange):
+            bench.scheduler.submit(make_order("a", make_prompt(3), sampling=sampling))

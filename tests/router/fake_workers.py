@@ -5,12 +5,13 @@ changes everything after it. Hooks stop a worker at any point: they may wait, ra
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 from cluster_core.identity import Role, WorkerId, new_incarnation
 from cluster_core.layout import KvLayout, ModelIdentity
+from cluster_core.sampling import choice_seed
 from cluster_core.workers import WorkerLoad, WorkerRecord
 from cluster_rpc.limits import INTERNAL
 from cluster_rpc.server import DECODE, PREFILL, WORKER, RpcServer
@@ -21,6 +22,9 @@ from cluster_rpc.worker_messages import status_to_proto
 VOCABULARY = 1000
 LAYOUT = KvLayout(layers=2, kv_heads=2, head_dim=8, block_size_tokens=16, dtype="float32")
 MODEL = ModelIdentity(name="toy", fingerprint="f00d", vocab_size=VOCABULARY, max_context_tokens=4096)
+
+PIECE = 3
+"""Tokens in one message of a prompt's logprobs."""
 
 Hook = Callable[[int], Awaitable[object]]
 
@@ -34,12 +38,31 @@ def next_token(tokens: Sequence[int]) -> int:
     return 10 + (31 * tokens[-1] + 17 * len(tokens)) % (VOCABULARY - 10)
 
 
-def answer(prompt: Sequence[int], count: int) -> list[int]:
+def seeded_token(tokens: Sequence[int], seed: int) -> int:
+    """Return what it draws with a seed; seed 0 stands for greedy."""
+    return 10 + (next_token(tokens) - 10 + seed) % (VOCABULARY - 10)
+
+
+def answer(prompt: Sequence[int], count: int, seed: int = 0) -> list[int]:
     """Return the first ``count`` tokens of the toy model's answer."""
     tokens = list(prompt)
     for _ in range(count):
-        tokens.append(next_token(tokens))
+        tokens.append(seeded_token(tokens, seed))
     return tokens[len(prompt) :]
+
+
+def told(tokens: Sequence[int], place: int) -> pb.TokenLogprobs:
+    """Return the toy logprobs of ``tokens[place]``: they depend on all tokens before it."""
+    logprob = -(1 + sum(tokens[:place]) % 64)
+    return pb.TokenLogprobs(
+        token_id=tokens[place], logprob=logprob, rank=2, top_token_ids=[7], top_logprobs=[logprob + 0.5]
+    )
+
+
+def seeds_of(request: pb.PrefillRequest | pb.DecodeRequest) -> list[int]:
+    """Return the seeds of an order's choices, 0 where it is greedy."""
+    sampling = request.sampling
+    return [choice_seed(sampling.seed, i) if sampling.temperature else 0 for i in range(request.choices or 1)]
 
 
 @dataclass(kw_only=True)
@@ -67,6 +90,7 @@ class FakeWorker(
     """So many tokens are left out of the next event, once."""
     orders: list[Any] = field(default_factory=list)
     cancelled: int = 0
+    ended_choices: list[int] = field(default_factory=list)
     live_calls: int = 0
     watchers: int = 0
     watches: int = 0
@@ -128,8 +152,15 @@ class FakeWorker(
         async with _Counted(self, request) as call:
             await self.on_prefill(0)
             yield pb.PrefillEvent(started=pb.PrefillStarted(queue_s=0.0, cached_tokens=self.cached_tokens))
+            for piece in prompt_pieces(request):
+                yield pb.PrefillEvent(prompt_logprobs=piece)
             await self.on_prefill(1)
-            yield pb.PrefillEvent(first_token=pb.FirstToken(token_id=next_token(request.prompt_token_ids)))
+            prompt = list(request.prompt_token_ids)
+            for choice, seed in enumerate(seeds_of(request)):
+                first = pb.FirstToken(token_id=seeded_token(prompt, seed), choice=choice)
+                if request.sampling.HasField("logprobs"):
+                    first.logprobs.CopyFrom(told([*prompt, first.token_id], len(prompt)))
+                yield pb.PrefillEvent(first_token=first)
             call.done = True
 
     async def Decode(self, request: pb.DecodeRequest, _context: Any) -> AsyncGenerator[pb.DecodeEvent, None]:  # noqa: N802
@@ -138,19 +169,47 @@ class FakeWorker(
             yield pb.DecodeEvent(started=pb.DecodeStarted(queue_s=0.0, cached_tokens=self.cached_tokens))
             if handed_over:
                 yield pb.DecodeEvent(handoff=pb.HandoffReport(moved_blocks=1, moved_bytes=64, transport="loopback"))
-            tokens = answer(request.prompt_token_ids, request.sampling.max_tokens)
+            else:
+                for piece in prompt_pieces(request):
+                    yield pb.DecodeEvent(prompt_logprobs=piece)
+            seeds, sampling = seeds_of(request), request.sampling
+            answers = [answer(request.prompt_token_ids, sampling.max_tokens, seed) for seed in seeds]
+            ended: set[int] = set()
             offset = 1 if handed_over else 0
-            while offset < len(tokens):
+            while offset < sampling.max_tokens and len(ended) < len(answers):
                 await self.on_token(offset)
                 offset, self.skip_tokens = offset + self.skip_tokens, 0
-                some = tokens[offset : offset + self.tokens_per_event]
-                ending = [place for place, token in enumerate(some) if token in request.sampling.stop_token_ids]
-                some = some[: ending[0] + 1] if ending else some
-                yield pb.DecodeEvent(tokens=pb.Tokens(offset=offset, token_ids=some))
-                offset = len(tokens) if ending else offset + len(some)
+                for choice, tokens in enumerate(answers):
+                    if choice in ended:
+                        continue
+                    some = tokens[offset : offset + self.tokens_per_event]
+                    ending = [place for place, token in enumerate(some) if token in sampling.stop_token_ids]
+                    some = some[: ending[0] + 1] if ending else some
+                    ended.update([choice] if ending else [])
+                    event = pb.Tokens(offset=offset, token_ids=some, choice=choice)
+                    if sampling.HasField("logprobs"):
+                        whole = [*request.prompt_token_ids, *tokens]
+                        first = len(request.prompt_token_ids) + offset
+                        event.logprobs.extend(told(whole, first + place) for place in range(len(some)))
+                    yield pb.DecodeEvent(tokens=event)
+                offset += self.tokens_per_event
             await self.before_finish(0)
-            yield pb.DecodeEvent(finished=pb.DecodeFinished(finish_reason="length"))
+            for choice in range(len(answers)):
+                yield pb.DecodeEvent(finished=pb.DecodeFinished(finish_reason="length", choice=choice))
             call.done = True
+
+    async def EndChoice(self, request: pb.EndChoiceRequest, _context: Any) -> pb.EndChoiceResponse:  # noqa: N802
+        self.ended_choices.append(request.choice)
+        return pb.EndChoiceResponse(found=True)
+
+
+def prompt_pieces(request: pb.PrefillRequest | pb.DecodeRequest) -> Iterator[pb.PromptLogprobs]:
+    """Yield the prompt's logprobs where they were asked for."""
+    prompt = list(request.prompt_token_ids)
+    if request.sampling.HasField("prompt_logprobs"):
+        for start in range(1, len(prompt), PIECE):
+            places = range(start, min(start + PIECE, len(prompt)))
+            yield pb.PromptLogprobs(position=start, tokens=[told(prompt, place) for place in places])
 
 
 class _Counted:

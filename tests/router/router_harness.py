@@ -12,8 +12,10 @@ from tokenizers import models, pre_tokenizers
 
 from block_directory.index import PrefixIndex
 from cluster_core.identity import Role
+from cluster_core.logprobs import TokenLogprobs
 from cluster_rpc.errors import from_rpc_error
 from cluster_rpc.limits import PUBLIC
+from cluster_rpc.logprob_messages import input_told, output_told
 from cluster_rpc.server import CLUSTER, GENERATION, RpcServer
 from cluster_rpc.v1 import cluster_pb2_grpc, generation_pb2, generation_pb2_grpc
 from router.cluster_service import ClusterService, Overview, PoolController
@@ -40,6 +42,8 @@ class Answer:
     text: str = ""
     complete: generation_pb2.GenerateComplete | None = None
     chunks: int = 0
+    logprobs: list[TokenLogprobs | None] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
 
 
 @dataclass
@@ -76,18 +80,24 @@ class RouterHarness:
 
     def call(self, prompt: Sequence[int], max_tokens: int, **fields: Any) -> Any:
         """Start a request; ``fields`` are of the request, or of its sampling where they are not."""
-        sampling = {key: fields.pop(key) for key in list(fields) if key in {"stop", "stop_token_ids"}}
+        known = generation_pb2.SamplingParams.DESCRIPTOR.fields_by_name
+        sampling = {"temperature": 0.0, **{key: fields.pop(key) for key in list(fields) if key in known}}
         timeout = fields.pop("timeout", PATIENCE_S)
         request = generation_pb2.GenerateRequest(
             tokenized=generation_pb2.TokenizedInput(input_ids=prompt),
-            sampling_params=generation_pb2.SamplingParams(temperature=0.0, max_tokens=max_tokens, **sampling),
+            sampling_params=generation_pb2.SamplingParams(max_tokens=max_tokens, **sampling),
             **fields,
         )
         return self.generation.Generate(request, timeout=timeout)
 
     async def generate(self, prompt: Sequence[int], max_tokens: int, **fields: Any) -> Answer:
         """Run a request to its end. Raises the `BatonError` it ended with."""
-        return await collect(self.call(prompt, max_tokens, **fields))
+        (answer,) = await self.generate_all(prompt, max_tokens, **fields)
+        return answer
+
+    async def generate_all(self, prompt: Sequence[int], max_tokens: int, **fields: Any) -> list[Answer]:
+        """Run a request for several answers to its end; ``n`` is how many."""
+        return await collect(self.call(prompt, max_tokens, **fields), fields.get("n", 1))
 
     async def until_nothing_is_left(self) -> None:
         """Wait until no request leaves a trace: no call on a worker, no entry, no place, no leg."""
@@ -98,23 +108,33 @@ class RouterHarness:
         assert len(core.ledger) == 0
 
 
-async def collect(call: Any) -> Answer:
-    """Read a call to its end, checking that indices have no gap and that nothing follows the terminal message."""
-    got = Answer()
+async def collect(call: Any, choices: int = 1) -> list[Answer]:
+    """Read a call to its end, checking that indices have no gap and that nothing follows a terminal message."""
+    answers = [Answer() for _ in range(choices)]
     try:
         async for response in call:
-            assert got.complete is None, "a message after the terminal one"
             if response.HasField("complete"):
+                got = answers[response.complete.index]
+                assert got.complete is None, "a second terminal message"
                 got.complete = response.complete
                 got.text += response.complete.text
-            else:
-                assert response.chunk.token_index == len(got.token_ids)
-                got.token_ids += response.chunk.token_ids
-                got.text += response.chunk.text
-                got.chunks += 1
+                continue
+            chunk = response.chunk
+            got = answers[chunk.index]
+            assert got.complete is None, "a chunk after the terminal message"
+            assert chunk.token_index == len(got.token_ids)
+            if chunk.HasField("input_logprobs"):
+                assert not any(answer.token_ids for answer in answers), "the prompt's logprobs come first"
+                assert chunk.input_logprobs.token_index == len(got.prompt_logprobs)
+                got.prompt_logprobs += input_told(chunk.input_logprobs)
+            got.token_ids += chunk.token_ids
+            got.logprobs += output_told(chunk.output_logprobs)
+            got.text += chunk.text
+            got.chunks += 1
     except grpc.aio.AioRpcError as error:
         raise from_rpc_error(error) from error
-    return got
+    assert all(answer.complete is not None for answer in answers), "the stream ended early"
+    return answers
 
 
 def word_tokenizer() -> Tokenizer:

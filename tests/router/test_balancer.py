@@ -13,7 +13,7 @@ from cluster_core.identity import Incarnation, Role, WorkerId
 from cluster_core.placement import Local, Split
 from cluster_core.workers import WorkerLoad, WorkerRecord
 from router.balancer import KEPT_CANDIDATES, Choice, can_ever_fit, choose
-from router.cost_model import Assigned, RequestSize, WorkerView
+from router.cost_model import Assigned, Coefficients, RequestSize, WorkerView, transfer_s
 from router.settings import RouterSettings
 from tests.router.fake_workers import LAYOUT, MODEL
 
@@ -25,6 +25,8 @@ SPEEDS = {
     "transfer_fixed_s": 0.004,
     "total_blocks": 1000,
 }
+
+SPEED = Coefficients(prefill_s_per_token=0.001, decode_step_s=0.02, transfer_bytes_per_s=1e6, transfer_fixed_s=0.004)
 
 
 def view(
@@ -63,6 +65,14 @@ def chosen(request: RequestSize, *views: WorkerView, settings: RouterSettings = 
 def terms(choice: Choice) -> dict[str, float]:
     assert choice.chosen.total_s == pytest.approx(sum(seconds for _, seconds in choice.chosen.terms))
     return dict(choice.chosen.terms)
+
+
+@pytest.mark.parametrize(("cached", "moved_blocks"), [(0, 4), (4, 4), (15, 4), (18, 2)])
+def test_a_window_model_moves_the_blocks_that_are_read_again(cached: int, moved_blocks: int) -> None:
+    window = view("d0")
+    window = replace(window, record=replace(window.record, layout=replace(LAYOUT, window_tokens=65)))
+    fixed_s, bytes_s = transfer_s(size(d0=cached), window, SPEED)
+    assert (fixed_s, bytes_s) == (0.004, pytest.approx(moved_blocks * LAYOUT.block_bytes / 1e6))
 
 
 def test_every_term_of_a_pair() -> None:

@@ -95,8 +95,8 @@ async def test_nothing_is_left(stage: str, way: str) -> None:
 
 
 async def run_out(flow: RequestFlow) -> None:
-    while await flow.next_chunk() is not None:
-        pass
+    while not flow.over:
+        await flow.next_response()
 
 
 async def test_a_worker_is_not_blamed_for_the_clients_deadline() -> None:
@@ -112,8 +112,13 @@ async def test_a_worker_is_not_blamed_for_the_clients_deadline() -> None:
             priority=0,
             seed=0,
         )
-        text = TextStream(word_tokenizer(), prepared.text)
-        flow = RequestFlow(router.core.flow, prepared, text, Timeline(clock), clock() + 0.1)
+        flow = RequestFlow(
+            router.core.flow,
+            prepared,
+            lambda: TextStream(word_tokenizer(), prepared.text),
+            Timeline(clock),
+            clock() + 0.1,
+        )
         with pytest.raises(DeadlineExceeded):
             await run_out(flow)
         await flow.close()

@@ -18,7 +18,7 @@ from router.chat_template import ChatTemplate
 from router.prompt import PreparedRequest, RequestPreparer
 from router.text_stream import TextOptions
 from router.tokenizer import LONG_TEXT_CHARS, Tokenizer
-from router.validation import written_number
+from router.written_numbers import written_number
 from tests.router_front import tokenizers_for_tests as kinds
 
 VOCAB = kinds.BYTE_LEVEL_SIZE
@@ -41,7 +41,9 @@ def prepare(preparer: RequestPreparer = PREPARER, **fields: Any) -> PreparedRequ
 
 def test_a_bare_prompt_gets_every_default() -> None:
     stops = frozenset({kinds.END_ID})
-    sampling = Sampling(temperature=1.0, top_p=1.0, top_k=0, seed=99, max_tokens=16, stop_token_ids=stops)
+    sampling = Sampling(
+        temperature=1.0, top_p=1.0, top_k=0, seed=99, max_tokens=16, stop_token_ids=stops, answer_start=3
+    )
     assert prepare(text="the") == PreparedRequest(
         request_id=RequestId("minted"),
         prompt_token_ids=(BOS, *TOKENIZER.encode("the", add_special_tokens=False)),
@@ -71,12 +73,24 @@ def test_every_field_is_taken_over() -> None:
             "seed": -5,
             "include_stop_str_in_output": True,
             "skip_special_tokens": False,
+            "min_tokens": 3,
+            "n": 2,
         },
     )
     assert prepared == PreparedRequest(
         request_id=RequestId("My-request_1.a"),
         prompt_token_ids=(1, 2, 3),
-        sampling=Sampling(temperature=0.7, top_p=0.9, top_k=5, seed=-5, max_tokens=61, stop_token_ids=frozenset({4})),
+        sampling=Sampling(
+            temperature=0.7,
+            top_p=0.9,
+            top_k=5,
+            seed=-5,
+            max_tokens=61,
+            stop_token_ids=frozenset({4}),
+            answer_start=3,
+            min_tokens=3,
+        ),
+        choices=2,
         text=TextOptions(stop=("a", "b"), include_stop=True, skip_special=False, stop_token_ids=frozenset({4})),
         cache_salt="tenant",
         priority=7,
@@ -117,7 +131,7 @@ def chat(*messages: tuple[str, str]) -> dict[str, Any]:
 
 
 BAD: list[tuple[dict[str, Any], type[tree.RequestError], str, str]] = [
-    ({}, tree.InvalidField, "input", "send one of tokenized, text and chat"),
+    ({}, tree.InvalidField, "input", "send one of tokenized, text, chat and fim"),
     ({"text": ""}, tree.InvalidField, "text", "is empty"),
     ({"text": "a\0b"}, tree.InvalidField, "text", "NUL character at position 1"),
     ({"text": "語" * 400_000}, tree.InvalidField, "text", "at most 1048576"),
