@@ -1,7 +1,7 @@
 """What speculation may lose: seconds, counted against plain decoding, step by step.
 
 Every step that checks guesses is settled at what it was worth: the time in which plain steps would have written as
-much, less the time it took. Losses come out of the *stake*, which cannot be overdrawn by more than one step and which is
+much, less the time it took. Losses come out of the *stake*, which cannot be overdrawn by more than one step and is
 filled by gains, and by one part in a hundred of the time of plain steps. So whatever the guesses, the machine or the
 estimates do, speculation costs at most that part of the time, and the first stake.
 
