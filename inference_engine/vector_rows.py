@@ -96,10 +96,10 @@ def soften(  # noqa: PLR0913, PLR0917  # a row of scores and what is known of it
 ) -> Any:
     """Take one more strip of scores into a running softmax.
 
-    ``scores`` are ``vectors`` · `LANES` numbers, of which those at ``low`` to ``high`` may be seen. They become
-    weights: e to the score less the greatest so far, or 0. ``highest`` (the greatest before) and ``total`` (the weights'
-    sum so far) are addresses of numbers; where the greatest changes, ``total`` and ``length`` vectors of ``output``
-    are scaled.
+    ``scores`` are ``vectors`` · `LANES` numbers, of which those at ``low`` to ``high`` may be seen. These become
+    weights, e to the score less the greatest so far, the others 0. ``highest`` (the greatest before) and ``total`` (the
+    weights' sum so far) are addresses of numbers; where the greatest changes, ``total`` and the ``length`` vectors of
+    ``output`` are scaled.
     """
     count = vectors.literal_value
     signature = types.void(vectors, *[types.int64] * 7)
