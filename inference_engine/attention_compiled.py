@@ -8,7 +8,10 @@ from inference_engine.batch import Batch
 from inference_engine.kv_pool import KvPool
 from inference_engine.thread_team import ThreadTeam
 
-TILE_QUERIES = 32
+_ROWS_FOR_A_READ = 8
+"""So many rows together cost about what one row costs alone."""
+
+TILE_QUERIES = 64
 """Rows of a tile at most: enough to make up for the copy of the keys, few enough for the nearest caches."""
 _FEWEST_READS_TO_SHARE = 4096  # keys to be read, below which a second thread costs more than it brings
 
@@ -58,11 +61,25 @@ class CompiledStep:
         queries = query.contiguous()
         output = torch.empty_like(queries)
         works = attention.works(query.shape[1])
+        exact = False
         attention.team.run(
             attend_tiles, numbers_of(queries), attention.pool, layer, window, self.tiles, self.tables,
-            numbers_of(output), works, threads=self.threads,
+            numbers_of(output), exact, works, threads=self.threads,
         )  # fmt: skip
         return output
+
+
+def read_tiles_of(batch: Batch, tiles: Ints) -> Ints:
+    """Return tiles for the rows whose logits are read: ``tiles``, all of them, unless those are many more."""
+    reads = batch.draw_rows.numpy()
+    if len(reads) * _ROWS_FOR_A_READ > len(batch.positions):
+        return tiles
+    read_tiles = np.empty((len(reads), 4), np.int32)
+    read_tiles[:, 0] = np.searchsorted(batch.query_starts, reads, side="right") - 1
+    read_tiles[:, 1] = reads
+    read_tiles[:, 2] = 1
+    read_tiles[:, 3] = batch.positions.numpy()[reads]
+    return read_tiles
 
 
 def tiles_of(batch: Batch) -> Ints:

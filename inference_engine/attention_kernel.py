@@ -6,9 +6,10 @@ once a tile. Keys pass in strips of `STRIP_KEYS`; for each vector a running maxi
 of values are kept. Everything is computed in float32.
 
 Few vectors read keys and values where they lie, many from a copy of the strip, widened once for all of them and small
-enough for the nearest cache. Both compute the same sums in the same order, and strips begin at multiples of their size,
-so what a row gets depends on its own sequence alone, to the last bit: not on its company, nor on how its prompt was
-cut. What lies past a sequence's end is never read.
+enough for the nearest cache. Where it is to be *exact*, both compute the same sums in the same order; and strips always
+begin at multiples of their size. So what a row gets depends on its own sequence alone, to the last bit: not on its
+company, nor on how its prompt was cut. Otherwise the scores of many vectors are summed dimension after dimension, over
+keys that were turned, which is faster. What lies past a sequence's end has no effect.
 """
 
 import math
@@ -47,6 +48,7 @@ class Work(NamedTuple):
     highest: Floats  # [vectors]
     sums: Floats  # [vectors]
     keys: Floats  # [STRIP_KEYS, padded]
+    turned: Floats  # [padded, STRIP_KEYS]: the keys
     values: Floats  # [STRIP_KEYS, padded]
 
 
@@ -71,6 +73,7 @@ class Works(NamedTuple):
     highest: Floats
     sums: Floats
     keys: Floats
+    turned: Floats
     values: Floats
 
 
@@ -84,6 +87,7 @@ def make_works(threads: int, tile_rows: int, heads: int, kv_heads: int, head_dim
         highest=np.zeros((threads, vectors), np.float32),
         sums=np.zeros((threads, vectors), np.float32),
         keys=np.zeros((threads, STRIP_KEYS, padded), np.float32),
+        turned=np.zeros((threads, padded, STRIP_KEYS), np.float32),
         values=np.zeros((threads, STRIP_KEYS, padded), np.float32),
     )
 
@@ -97,6 +101,7 @@ def _own_work(works: Works, part: int) -> Work:
         works.highest[part],
         works.sums[part],
         works.keys[part],
+        works.turned[part],
         works.values[part],
     )
 
@@ -201,15 +206,21 @@ def _weigh(reach: Reach, strip: int, width: int, work: Work) -> None:
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
+def _first_seen(reach: Reach, strip: int) -> int:
+    """Return the place in a strip of the first key that any row sees: the blocks before it may be another's by now."""
+    return max(0, reach.position - reach.window + 1 - strip) if reach.window > 0 else 0
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def _strip_in_place(pool: Numbers, layer: int, table: Ints, strip: int, width: int, reach: Reach, work: Work) -> None:  # noqa: PLR0913, PLR0917  # compiled
     """Score and add a strip of few vectors. The heads of a block lie side by side and are read side by side."""
-    block_size, end = pool.shape[4], reach.position + reach.rows
+    block_size, end, first = pool.shape[4], reach.position + reach.rows, _first_seen(reach, strip)
     head_bytes, each = pool.strides[3], reach.rows * reach.group
     for kind in range(2):
         start = address_of(pool) + layer * pool.strides[1] + kind * pool.strides[2] + reach.first_head * head_bytes
         if kind == 1:
             _weigh(reach, strip, width, work)
-        for column in range(0, width, block_size):
+        for column in range(first // block_size * block_size, width, block_size):
             index = (strip + column) // block_size
             place = start + table[index] * pool.strides[0]
             ahead = start + table[index + 1] * pool.strides[0] if (index + 1) * block_size < end else 0
@@ -225,10 +236,13 @@ def _strip_in_place(pool: Numbers, layer: int, table: Ints, strip: int, width: i
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _copy_strip(part: Numbers, table: Ints, strip: int, width: int, folded: bool, copy: Floats) -> None:  # compiled
-    """Widen keys or values, ``part`` being a layer's of one head ``[blocks, block_size, head_dim]``."""
+def _copy_strip(part: Numbers, table: Ints, strip: int, first: int, width: int, folded: bool, copy: Floats) -> None:  # noqa: PLR0913, PLR0917  # compiled
+    """Widen keys or values, ``part`` being a layer's of one head ``[blocks, block_size, head_dim]``; the rest is 0."""
     block_size, head_dim = part.shape[1], part.shape[2]
-    for index in range(width):
+    for index in range(first):
+        for dimension in range(copy.shape[1]):
+            copy[index, dimension] = np.float32(0.0)
+    for index in range(first, width):
         block, offset = table[(strip + index) // block_size], (strip + index) % block_size
         source = part[block, offset]
         if folded:
@@ -242,12 +256,38 @@ def _copy_strip(part: Numbers, table: Ints, strip: int, width: int, folded: bool
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _strip_copied(pool: Numbers, layer: int, table: Ints, strip: int, width: int, reach: Reach, work: Work) -> None:  # noqa: PLR0913, PLR0917  # compiled
+def _score_turned(vectors: int, work: Work) -> None:
+    """Set the scores of a whole strip of copied keys, dimension after dimension."""
+    padded = work.queries.shape[1]
+    for dimension in range(padded):
+        for index in range(STRIP_KEYS):
+            work.turned[dimension, index] = work.keys[index, dimension]
+    for vector in range(vectors):
+        for index in range(STRIP_KEYS):
+            work.scores[vector, index] = np.float32(0.0)
+    queries, turned, scores = address_of(work.queries), address_of(work.turned), address_of(work.scores)
+    for vector in range(0, vectors, TILE_ROWS):
+        rows = min(TILE_ROWS, vectors - vector)
+        for column in range(0, STRIP_KEYS, CHUNK_GROUPS * GROUP):
+            blend(
+                rows, CHUNK_GROUPS, work.turned, queries + vector * padded * 4, padded * 4, turned + column * 4,
+                STRIP_KEYS * 4, padded, scores + (vector * STRIP_KEYS + column) * 4, STRIP_KEYS * 4,
+            )  # fmt: skip
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _strip_copied(  # noqa: PLR0913, PLR0917  # compiled
+    pool: Numbers, layer: int, table: Ints, strip: int, width: int, reach: Reach, exact: bool, work: Work
+) -> None:
     """Score and add a strip of many vectors, or of any number where heads or blocks have odd sizes, for one head."""
     folded, vectors = pool.itemsize == 2 and pool.shape[5] % GROUP == 0, reach.rows * reach.group
-    _copy_strip(pool[:, layer, 0, reach.first_head], table, strip, width, folded, work.keys)
-    _copy_strip(pool[:, layer, 1, reach.first_head], table, strip, width, folded, work.values)
-    _score(work.keys, address_of(work.keys), STRIP_KEYS, 0, vectors, 0, work)
+    first = _first_seen(reach, strip)
+    _copy_strip(pool[:, layer, 0, reach.first_head], table, strip, first, width, folded, work.keys)
+    _copy_strip(pool[:, layer, 1, reach.first_head], table, strip, first, width, folded, work.values)
+    if exact or vectors <= FEW_VECTORS:
+        _score(work.keys, address_of(work.keys), STRIP_KEYS, 0, vectors, 0, work)
+    else:
+        _score_turned(vectors, work)
     _weigh(reach, strip, width, work)
     _add_values(work.values, address_of(work.values), width, 0, vectors, 0, work)
 
@@ -263,6 +303,7 @@ def attend_tiles(  # noqa: PLR0913, PLR0917  # compiled
     tiles: Ints,  # [tiles, 4]: sequence, first row, rows, position of the first row
     tables: Ints,  # [sequences, blocks]
     output: Numbers,  # [rows, heads, head_dim]
+    exact: bool,
     works: Works,
 ) -> None:
     """Compute items until none is left, beside other threads. The last tiles, which read most, go first."""
@@ -287,6 +328,6 @@ def attend_tiles(  # noqa: PLR0913, PLR0917  # compiled
                 if in_place:
                     _strip_in_place(pool, layer, tables[sequence], strip, width, reach, work)
                 else:
-                    _strip_copied(pool, layer, tables[sequence], strip, width, reach, work)
+                    _strip_copied(pool, layer, tables[sequence], strip, width, reach, exact, work)
             _give_output(output, reach, folded, work)
         item = items - 1 - take(seat, phase)

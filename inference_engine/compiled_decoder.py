@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from inference_engine.attention import AttentionBackend
-from inference_engine.attention_compiled import CompiledAttention, CompiledStep, numbers_of
+from inference_engine.attention_compiled import CompiledAttention, CompiledStep, numbers_of, read_tiles_of
 from inference_engine.attention_kernel import Numbers, attend_tiles
 from inference_engine.batch import Batch
 from inference_engine.code_builder import GROUP, TILE_COLUMNS
@@ -75,7 +75,9 @@ class CompiledDecoder:
             return self._compute_many(step, room, reads)
         logits = torch.empty((reads, padded_to(vocabulary, TILE_COLUMNS)))
         works = self.attention.works(self._config.heads)
-        self.attention.team.run(compute_step, self._stacked, step, room, self.attention.pool, works, logits.numpy())
+        self.attention.team.run(
+            compute_step, self._stacked, step, room, self.attention.pool, works, self._invariant, logits.numpy()
+        )
         return logits if logits.shape[1] == vocabulary else logits[:, :vocabulary].contiguous()
 
     def _step_rows(self, batch: Batch, prepared: CompiledStep) -> StepRows:
@@ -89,6 +91,7 @@ class CompiledDecoder:
             sine=sine,
             read_rows=batch.draw_rows.numpy(),
             tiles=prepared.tiles,
+            read_tiles=read_tiles_of(batch, prepared.tiles),
             tables=prepared.tables,
         )
 
@@ -140,7 +143,8 @@ class CompiledDecoder:
                 if rows == 0:
                     return torch.empty((0, self._config.vocab_size))
             window = self._config.windows[index]
-            team.run(attend_tiles, room.queries, pool, index, window, step.tiles, step.tables, room.mixed, works)
+            tiles = step.read_tiles if index == last else step.tiles
+            team.run(attend_tiles, room.queries, pool, index, window, tiles, step.tables, room.mixed, False, works)  # noqa: FBT003  # a kernel's argument has no name here
             team.run(gather_rows, stacked, index == last, step, room, PLAIN)
             products.multiply(room.attended[:rows], layer.attention_output.weight, room.sums)
             bias = _of_layer(stacked.attention_output_bias, index)

@@ -54,7 +54,8 @@ class StepRows(NamedTuple):
     cosine: Floats  # [rows, head_dim]
     sine: Floats  # [rows, head_dim]
     read_rows: Longs  # [reads]: rows whose logits are wanted
-    tiles: Ints
+    tiles: Ints  # of the rows; see `attend_tiles`
+    read_tiles: Ints  # of those that are read, and perhaps of others
     tables: Ints
 
 

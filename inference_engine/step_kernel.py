@@ -36,12 +36,13 @@ def compute_step(  # noqa: PLR0913, PLR0915, PLR0917  # compiled; a model from t
     room: Room,
     pool: Numbers,
     works: Works,
+    exact: bool,
     logits: Floats,  # [reads, vocabulary, with room for whole fours]
 ) -> None:
     """Compute this thread's part of the step; ``logits`` are as the weights' type rounds them."""
     rows, layers = step.token_ids.shape[0], weights.input_norms.shape[0]
     inner = weights.gate_up.shape[1] // 2
-    hidden = room.hidden
+    hidden, tiles = room.hidden, step.tiles
     embed_rows(seat, phase, weights, step, room, FOLDED)
     phase = meet(seat, phase)
     for layer in range(layers):
@@ -52,10 +53,11 @@ def compute_step(  # noqa: PLR0913, PLR0915, PLR0917  # compiled; a model from t
         phase = meet(seat, phase)
         if last:
             rows = step.read_rows.shape[0]
+            tiles = step.read_tiles
             if rows == 0:
                 return
         attend_tiles(
-            seat, phase, room.queries, pool, layer, weights.windows[layer], step.tiles, step.tables, room.mixed, works
+            seat, phase, room.queries, pool, layer, weights.windows[layer], tiles, step.tables, room.mixed, exact, works
         )
         phase = meet(seat, phase)
         gather_rows(seat, phase, weights, last, step, room, FOLDED)
