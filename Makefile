@@ -36,8 +36,8 @@ $(STAMP): constraints.txt pyproject.toml
 	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > /dev/null 2>&1 || true  # some packages ship files for other Pythons
 	@echo "[4/5] Baton itself, from this folder"
 	@$(INSTALL) --no-deps --no-build-isolation -e .
-	@echo "[5/5] the CPU's kernels, compiled once"
-	@$(BIN)/python -m inference_engine.compile_kernels
+	@echo "[5/5] the CPU's kernels for float32, compiled once"
+	@$(BIN)/python -m inference_engine.compile_kernels float32
 	@touch $@
 
 demo: setup  ## a real small cluster answers four prompts; ends with `identical: yes`
@@ -53,20 +53,26 @@ check: setup  ## format, lint, types, rows of the house, stubs, house tests
 	    { echo "stubs: not what proto/ says; run make proto"; exit 1; }
 	$(BIN)/python -m pytest tests/house
 
+# Half a minute that `make demo` need not wait for.
+$(VENV)/.bfloat16: $(STAMP)
+	@echo "the CPU's kernels for bfloat16, compiled once"
+	@$(BIN)/python -m inference_engine.compile_kernels bfloat16
+	@touch $@
+
 # Its interpreter runs the GPU's kernels in tests. 190 MB that a CPU needs for nothing else; torch for CUDA has it.
 $(VENV)/.triton: $(STAMP)
 	@$(BIN)/python -c 'import triton' 2> /dev/null || \
 	    { echo "triton, for tests alone: 190 MB"; $(INSTALL) --no-deps "$$(grep '^triton==' constraints.txt)"; }
 	@touch $@
 
-test: setup $(VENV)/.triton  ## all tests but those of make test-deploy
+test: setup $(VENV)/.triton $(VENV)/.bfloat16  ## all tests but those of make test-deploy
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not deploy and not alone" $(TEST_OPTIONS)
 	$(BIN)/python -m pytest -m alone $(TEST_OPTIONS)
 
 test-deploy: setup  ## `ray up` over ssh on this machine (slow)
 	$(BIN)/python -m pytest -m deploy $(TEST_OPTIONS)
 
-bench: setup  ## measure each part against its limit or peer (BENCH="kv engine serve route")
+bench: setup $(VENV)/.bfloat16  ## measure each part against its limit or peer (BENCH="kv engine serve route")
 	@set -e; for name in $(BENCH); do $(BIN)/baton bench $$name; done
 
 proto: setup  ## write the stubs of proto/ anew

@@ -1,7 +1,11 @@
-"""Compiles the CPU's kernels by computing steps of a tiny model; numba keeps the result (`make setup`).
+"""Compiles the CPU's kernels by computing steps of a tiny model; numba keeps the result.
+
+``python -m inference_engine.compile_kernels [DTYPE ...]``: `make setup` does float32, `make test` and `make bench` both.
 
 So workers that start together need not compile them each.
 """
+
+import sys
 
 import torch
 
@@ -76,5 +80,5 @@ def _zeros(dtype: torch.dtype) -> ModelWeights:
 
 
 if __name__ == "__main__":
-    for name in DTYPES:
+    for name in sys.argv[1:] or DTYPES:
         compile_kernels(name)
