@@ -1,6 +1,6 @@
 """Compiles the CPU's kernels by computing steps of a tiny model; numba keeps the result.
 
-``python -m inference_engine.compile_kernels [DTYPE ...]``: `make setup` does float32, `make test` and `make bench` both.
+``python -m inference_engine.compile_kernels [DTYPE ...]``: `make setup` does float32, `make test` and `make bench` all.
 
 So workers that start together need not compile them each.
 """
