@@ -8,33 +8,20 @@ import math
 
 import torch
 
-from inference_engine.attention_reference import visible_keys
+from inference_engine.attention_reference import ReferenceAttention, ReferenceStep, visible_keys
 from inference_engine.batch import Batch
-from inference_engine.kv_pool import KvPool
 
 
-class CappedAttention:
+class CappedAttention(ReferenceAttention):
     """An `AttentionBackend` whose steps take caps and sinks too."""
-
-    def __init__(self, pool: KvPool) -> None:
-        self._pool = pool
 
     def prepare(self, batch: Batch) -> "CappedStep":
         """Move the block tables to the pool's device."""
         return CappedStep(self._pool, batch)
 
-    def close(self) -> None:
-        """Nothing was started."""
 
-
-class CappedStep:
+class CappedStep(ReferenceStep):
     """Sequences one after another."""
-
-    def __init__(self, pool: KvPool, batch: Batch) -> None:
-        self._storage = pool.storage
-        self._tables = torch.from_numpy(batch.block_table).to(self._storage.device).long()
-        self._contexts = batch.context_lengths.tolist()
-        self._starts = batch.query_starts.tolist()
 
     def attend(self, query: torch.Tensor, layer: int, window: int) -> torch.Tensor:
         """See `StepAttention.attend`."""
