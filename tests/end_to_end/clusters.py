@@ -1,8 +1,13 @@
-"""Configurations of the clusters that the end-to-end tests run."""
+"""Configurations of the clusters that the end-to-end tests run, and waiting until one is at rest."""
 
+import asyncio
 from pathlib import Path
 
+from cluster_rpc.answers import ClusterView
+from cluster_rpc.client import BatonClient
 from tests.cluster_harness import write_config
+
+AT_REST_S = 30.0
 
 
 def cluster_config(folder: Path, model: Path, **changes: dict[str, object]) -> Path:
@@ -18,3 +23,22 @@ def cluster_config(folder: Path, model: Path, **changes: dict[str, object]) -> P
     for name, section in changes.items():
         sections.setdefault(name, {}).update(section)
     return write_config(folder, sections)
+
+
+async def at_rest(client: BatonClient) -> ClusterView:
+    """Wait until nothing is live and every worker has reported that it holds nothing.
+
+    A worker reports a moment after its last answer, so what a test asserts about a load it reads from here.
+    """
+    async with asyncio.timeout(AT_REST_S):
+        while not is_at_rest(view := await client.list_workers()):  # noqa: ASYNC110  # other processes' state
+            await asyncio.sleep(0.05)
+    return view
+
+
+def is_at_rest(view: ClusterView) -> bool:
+    """Whether no request lives and no worker, as it last reported, runs one or holds a block."""
+    loads = [worker.load for worker in view.workers]
+    return view.live_requests == 0 and not any(
+        load.running_requests or load.waiting_requests or load.held_blocks or load.draft_held_blocks for load in loads
+    )

@@ -1,6 +1,5 @@
 """What a cluster cannot serve gets its status, the field's name, and leaves nothing behind."""
 
-import asyncio
 import math
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -10,12 +9,11 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from cluster_rpc.answers import ClusterView
 from cluster_rpc.client import BatonClient
 from cluster_rpc.v1 import generation_pb2 as pb
 from cluster_rpc.v1.generation_pb2_grpc import GenerationServiceStub
 from tests.cluster_harness import RunningCluster, running_cluster
-from tests.end_to_end.clusters import cluster_config
+from tests.end_to_end.clusters import at_rest, cluster_config
 from tests.model_fixtures import make_model, prompt_tokens
 
 CONTEXT = 4096
@@ -96,23 +94,10 @@ def violated_field(error: grpc.aio.AioRpcError) -> str:
     return ""
 
 
-async def quiet(client: BatonClient) -> None:
-    """Wait until the workers have reported that they let go of everything."""
-    async with asyncio.timeout(10):
-        while not is_quiet(await client.list_workers()):  # noqa: ASYNC110  # another process's state
-            await asyncio.sleep(0.05)
-
-
-def is_quiet(view: ClusterView) -> bool:
-    return view.live_requests == 0 and not any(worker.load.held_blocks for worker in view.workers)
-
-
 async def nothing_left(cluster: RunningCluster) -> None:
     async with BatonClient(cluster.address) as client:
-        await quiet(client)
-        view = await client.list_workers()
-    assert (view.live_requests, view.queued_requests) == (0, 0)
-    assert [worker.load.held_blocks for worker in view.workers] == [0, 0]
+        view = await at_rest(client)
+    assert view.queued_requests == 0
     assert [worker.state for worker in view.workers] == ["ready", "ready"]
 
 
@@ -150,6 +135,6 @@ async def test_an_id_that_a_live_request_has(cluster: RunningCluster, channel: g
         assert code is grpc.StatusCode.ALREADY_EXISTS
         assert violated == "request_id"
         await stream.aclose()
-        await quiet(client)
+        await at_rest(client)
         again = await client.generate_text("a", max_tokens=2, request_id="twin")
         assert again.completion.request_id == "twin"

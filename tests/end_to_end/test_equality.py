@@ -15,7 +15,7 @@ from inference_engine.engine import Engine
 from inference_engine.model_folder import open_model_folder
 from inference_engine.settings import EngineSettings, ModelSettings
 from tests.cluster_harness import running_cluster
-from tests.end_to_end.clusters import cluster_config
+from tests.end_to_end.clusters import at_rest, cluster_config
 from tests.end_to_end.oracle import Oracle, sampled
 from tests.model_fixtures import make_model, prompt_tokens
 
@@ -153,14 +153,4 @@ async def test_a_grammar_is_followed_across_the_hand_over(served: Served) -> Non
 async def test_nothing_is_held_afterwards(served: Served) -> None:
     async with BatonClient(served.address) as client:
         await greedy(client, prompt_tokens(300, seed=50))
-        view = await asyncio.wait_for(idle(client), 15)
-    assert view, "every worker let its blocks go"
-
-
-async def idle(client: BatonClient) -> bool:
-    """Wait until no worker holds a block; the caller sets the deadline."""
-    while True:
-        view = await client.list_workers()
-        if all(worker.load.held_blocks == 0 for worker in view.workers):
-            return True
-        await asyncio.sleep(0.1)
+        await at_rest(client)

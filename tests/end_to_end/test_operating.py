@@ -13,14 +13,11 @@ import pytest
 
 from cluster_core.errors import Cancelled, DeadlineExceeded
 from cluster_core.identity import Role
-from cluster_rpc.answers import ClusterView
 from cluster_rpc.client import BatonClient
 from tests.cluster_harness import RunningCluster, running_cluster
-from tests.end_to_end.clusters import cluster_config
+from tests.end_to_end.clusters import at_rest, cluster_config
 from tests.end_to_end.oracle import Oracle
 from tests.model_fixtures import make_model, prompt_tokens
-
-SETTLE_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -57,16 +54,6 @@ async def client(served: Served) -> AsyncIterator[BatonClient]:
         yield connected
 
 
-async def quiet(client: BatonClient) -> ClusterView:
-    """Wait until nothing is live and nothing is held."""
-    async with asyncio.timeout(SETTLE_S):
-        while True:
-            view = await client.list_workers()
-            if not view.live_requests and not any(worker.load.held_blocks for worker in view.workers):
-                return view
-            await asyncio.sleep(0.05)
-
-
 async def test_text_a_stop_string_and_a_chat(client: BatonClient) -> None:
     whole = await client.generate_text("naïve café 🙂 x", max_tokens=40, temperature=0.0, ignore_eos=True)
     assert whole.completion.finish_reason == "length"
@@ -77,7 +64,7 @@ async def test_text_a_stop_string_and_a_chat(client: BatonClient) -> None:
     assert cut.text == whole.text[: whole.text.index(stop)]
     chat = await client.generate_text([{"role": "user", "content": "hello"}], max_tokens=4, temperature=0.0)
     assert chat.completion.prompt_tokens > len("hello")
-    await quiet(client)
+    await at_rest(client)
 
 
 async def test_placement_left_to_the_balancer_changes_no_token(served: Served, client: BatonClient) -> None:
@@ -92,7 +79,7 @@ async def test_placement_left_to_the_balancer_changes_no_token(served: Served, c
 async def test_a_deadline_ends_the_request_everywhere(client: BatonClient) -> None:
     with pytest.raises(DeadlineExceeded):
         await client.generate_text(prompt_tokens(50), max_tokens=3_000, temperature=0.0, ignore_eos=True, timeout_s=0.5)
-    await quiet(client)
+    await at_rest(client)
 
 
 async def test_cancel_ends_the_request_everywhere(client: BatonClient) -> None:
@@ -106,7 +93,7 @@ async def test_cancel_ends_the_request_everywhere(client: BatonClient) -> None:
             async for _ in stream:
                 pass
     assert not await client.cancel("going")
-    await quiet(client)
+    await at_rest(client)
 
 
 async def test_scaling_while_an_answer_is_written(served: Served, client: BatonClient) -> None:
@@ -121,7 +108,7 @@ async def test_scaling_while_an_answer_is_written(served: Served, client: BatonC
     ]
     assert await client.set_pools(1, 1) == (1, 1)
     assert list((await running).token_ids) == served.oracle.greedy(prompt, 400)
-    view = await quiet(client)
+    view = await at_rest(client)
     assert [worker.role for worker in view.workers if worker.state == "ready"].count(Role.DECODE) == 1
 
 
