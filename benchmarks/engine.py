@@ -18,7 +18,8 @@ import transformers
 
 from benchmarks import engine_cuda, report
 from benchmarks.bench_model import make_bench_model
-from benchmarks.engine_sides import STEPS, THREADS, Decode, Limits, Ours, Theirs, Vllm, first_token, vllm_of
+from benchmarks.engine_sides import STEPS, THREADS, Decode, Limits, Ours, Theirs, Vllm, vllm_of
+from benchmarks.first_token import first_token
 
 PREFILLS = ((1, 512), (1, 1024), (8, 1024), (1, 3000))
 """Prompts, and tokens of each."""
@@ -135,7 +136,7 @@ class Contest:
 
     def start(self) -> None:
         """Compare the start of a process and its memory with their aims."""
-        told = [first_token(self._folder) for _ in range(min(3, self._rounds))]
+        told = [first_token(self._folder, THREADS) for _ in range(min(3, self._rounds))]
         start_s, beyond_mb = min(one.start_s for one in told), min(one.beyond_mb for one in told)
         self.rows += [
             report.lower_is_better("engine.start.aim", start_s, "s", "the aim", START_AIM_S),

@@ -1,8 +1,5 @@
 """Who takes part in `baton bench engine` on the CPU: our engine, `transformers`, vLLM, and what the machine can do."""
 
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -175,20 +172,3 @@ class Limits:
         numbers = (self._weights_bytes + case.batch * case.context * self._token_bytes) // 4
         part = self._stream[:numbers]
         return 4 * case.batch / seconds(lambda: [part.sum() for _ in range(4)])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FirstToken:
-    """What a fresh process told (`benchmarks.first_token`)."""
-
-    start_s: float
-    """From the process's start to its first token."""
-    beyond_mb: float
-    """Its memory, less weights and pool."""
-
-
-def first_token(folder: Path) -> FirstToken:
-    """Let a fresh process load the engine of a worker and draw a token."""
-    command = [sys.executable, "-m", "benchmarks.first_token", str(folder), str(THREADS)]
-    told = json.loads(subprocess.run(command, cwd=CHECKOUT, capture_output=True, check=True, text=True).stdout)
-    return FirstToken(start_s=told["start_s"], beyond_mb=told["beyond_mb"])

@@ -5,8 +5,7 @@ from typing import Any
 
 from cluster_core.identity import WorkerId
 from cluster_core.settings_reader import Document
-from cluster_rpc.worker_process import WorkerThread, describe
-from decode_worker.wiring import build_worker
+from cluster_rpc.worker_process import Worker, WorkerThread, describe
 
 
 class DecodeWorkerActor:
@@ -16,7 +15,12 @@ class DecodeWorkerActor:
     """
 
     def __init__(self, document: Document, worker_id: str, directory_url: str) -> None:
-        self._thread = WorkerThread(lambda: build_worker(document, WorkerId(worker_id), directory_url))
+        def build() -> Worker:
+            from decode_worker.wiring import build_worker  # noqa: PLC0415  # while the collector rests
+
+            return build_worker(document, WorkerId(worker_id), directory_url)
+
+        self._thread = WorkerThread(build)
         self._thread.start()
 
     async def describe(self) -> dict[str, Any]:

@@ -47,11 +47,13 @@ def build_worker(document: Document, worker_id: WorkerId, directory_url: str) ->
     folder = open_model_folder(model)
     draft_path = site.speculation.draft_model
     draft_folder = open_draft_folder(folder, model, draft_path) if draft_path else None
+    transport = make_transport(transfer)
     return DecodeWorker(
         site,
         RedisDirectory(directory_url, site.directory_settings),
+        transport,
         load_engine=lambda: _load(folder, draft_folder, engine_settings, site),
-        assemble=lambda worker, engine: assemble(worker, engine, make_transport(transfer), transfer),
+        assemble=lambda worker, engine: assemble(worker, engine, transport, transfer),
     )
 
 
@@ -97,7 +99,6 @@ def assemble(
     return DecodeParts(
         bell=bell,
         pool=pool,
-        transport=transport,
         importer=importer,
         source=source,
         channels=channels,

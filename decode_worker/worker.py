@@ -86,7 +86,6 @@ class DecodeParts:
 
     bell: Bell
     pool: BlockPool
-    transport: Transport
     importer: Importer
     source: GrpcBlockSource
     channels: ChannelPool
@@ -102,11 +101,13 @@ class DecodeWorker:
         self,
         site: Site,
         directory: BlockDirectory,
+        transport: Transport,
         load_engine: Callable[[], ServingEngine],
         assemble: Callable[["DecodeWorker", ServingEngine], DecodeParts],
     ) -> None:
         self.site = site
         self._directory = directory
+        self._transport = transport
         self._load_engine = load_engine
         self._assemble = assemble
         self._parts: DecodeParts | None = None
@@ -161,10 +162,9 @@ class DecodeWorker:
 
     async def _start(self) -> WorkerRecord:
         self._exit.push_async_callback(self._directory.close)
-        engine = await asyncio.to_thread(self._load_engine)
+        self._exit.push_async_callback(self._transport.close)
+        engine, _ = await asyncio.gather(asyncio.to_thread(self._load_engine), self._transport.start())
         parts = self._parts = self._assemble(self, engine)
-        await parts.transport.start()
-        self._exit.push_async_callback(parts.transport.close)
         parts.loop.start()
         self._exit.push_async_callback(parts.loop.close)
         self._exit.push_async_callback(parts.importer.close)
@@ -181,7 +181,7 @@ class DecodeWorker:
             incarnation=self.site.incarnation,
             role=Role.DECODE,
             address=address,
-            transport=parts.transport.name,
+            transport=self._transport.name,
             model=engine.identity,
             layout=engine.layout,
             total_blocks=parts.pool.counts().total,

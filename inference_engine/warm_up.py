@@ -4,7 +4,7 @@ from cluster_core.sampling import Sampling
 from inference_engine.engine import Engine
 from inference_engine.step import SequenceSlice, StepPlan
 
-PROMPT_TOKENS = 64
+PROMPT_TOKENS = 16
 
 
 def warm_up(engine: Engine) -> Engine:

@@ -2,8 +2,17 @@
 
 import sys
 
-from cluster_rpc.worker_process import end_process, run_worker
-from prefill_worker.wiring import build_worker
+from cluster_core.identity import WorkerId
+from cluster_core.settings_reader import Document
+from cluster_rpc.worker_process import Worker, end_process, run_worker
+
+
+def build(document: Document, worker_id: WorkerId, directory_url: str) -> Worker:
+    """See `prefill_worker.wiring.build_worker`."""
+    from prefill_worker.wiring import build_worker  # noqa: PLC0415  # while the collector rests
+
+    return build_worker(document, worker_id, directory_url)
+
 
 if __name__ == "__main__":
-    end_process(run_worker(build_worker, "prefill_worker", sys.argv[1:]))
+    end_process(run_worker(build, "prefill_worker", sys.argv[1:]))

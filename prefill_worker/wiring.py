@@ -36,11 +36,13 @@ def build_worker(document: Document, worker_id: WorkerId, directory_url: str) ->
         directory_settings=read_section(document, "directory", DirectorySettings),
     )
     folder = open_model_folder(read_section(document, "model", ModelSettings))
+    transport = make_transport(transfer)
     return PrefillWorker(
         site,
         RedisDirectory(directory_url, site.directory_settings),
+        transport,
         load_engine=lambda: warm_up(Engine.load(folder, engine_settings, site.settings.total_blocks)),
-        assemble=lambda worker, engine: assemble(worker, engine, make_transport(transfer), transfer),
+        assemble=lambda worker, engine: assemble(worker, engine, transport, transfer),
     )
 
 
@@ -74,6 +76,4 @@ def assemble(
     server.add(PREFILL, PrefillService(scheduler, engine.grammars))
     server.add(HANDOFF, HandoffService(exporter))
     server.add(WORKER, status)
-    return PrefillParts(
-        bell=bell, pool=pool, transport=transport, exporter=exporter, scheduler=scheduler, loop=loop, server=server
-    )
+    return PrefillParts(bell=bell, pool=pool, exporter=exporter, scheduler=scheduler, loop=loop, server=server)

@@ -75,7 +75,6 @@ class PrefillParts:
 
     bell: Bell
     pool: BlockPool
-    transport: Transport
     exporter: Exporter
     scheduler: PrefillScheduler
     loop: EngineLoop
@@ -89,11 +88,13 @@ class PrefillWorker:
         self,
         site: Site,
         directory: BlockDirectory,
+        transport: Transport,
         load_engine: Callable[[], ServingEngine],
         assemble: Callable[["PrefillWorker", ServingEngine], PrefillParts],
     ) -> None:
         self.site = site
         self._directory = directory
+        self._transport = transport
         self._load_engine = load_engine
         self._assemble = assemble
         self._parts: PrefillParts | None = None
@@ -148,10 +149,9 @@ class PrefillWorker:
 
     async def _start(self) -> WorkerRecord:
         self._exit.push_async_callback(self._directory.close)
-        engine = await asyncio.to_thread(self._load_engine)
+        self._exit.push_async_callback(self._transport.close)
+        engine, _ = await asyncio.gather(asyncio.to_thread(self._load_engine), self._transport.start())
         parts = self._parts = self._assemble(self, engine)
-        await parts.transport.start()
-        self._exit.push_async_callback(parts.transport.close)
         parts.loop.start()
         self._exit.push_async_callback(parts.loop.close)
         self._exit.callback(parts.scheduler.fail_all, WorkerLost(f"{self.site.worker_id} ends"))
@@ -166,7 +166,7 @@ class PrefillWorker:
             incarnation=self.site.incarnation,
             role=Role.PREFILL,
             address=address,
-            transport=parts.transport.name,
+            transport=self._transport.name,
             model=engine.identity,
             layout=engine.layout,
             total_blocks=parts.pool.counts().total,

@@ -64,6 +64,7 @@ async def running_pair(
 ) -> AsyncIterator[WorkerPair]:
     """Run both workers until the block ends; ``engines`` of the prefill and the decode worker, or fake ones."""
     network = LoopbackNetwork()
+    transports = LoopbackTransport(network), LoopbackTransport(network)
     directory_settings = DirectorySettings()
     directory = MemoryDirectory(directory_settings)
     engines = engines or (FakeEngine(prefill.total_blocks), FakeEngine(decode.total_blocks))
@@ -75,8 +76,9 @@ async def running_pair(
             directory_settings=directory_settings,
         ),
         directory,
+        transports[0],
         load_engine=lambda: engines[0],
-        assemble=lambda worker, engine: prefill_wiring.assemble(worker, engine, LoopbackTransport(network), transfer),
+        assemble=lambda worker, engine: prefill_wiring.assemble(worker, engine, transports[0], transfer),
     )
     decode_worker = DecodeWorker(
         DecodeSite(
@@ -86,8 +88,9 @@ async def running_pair(
             directory_settings=directory_settings,
         ),
         directory,
+        transports[1],
         load_engine=lambda: engines[1],
-        assemble=lambda worker, engine: decode_wiring.assemble(worker, engine, LoopbackTransport(network), transfer),
+        assemble=lambda worker, engine: decode_wiring.assemble(worker, engine, transports[1], transfer),
     )
     pair = WorkerPair(prefill_worker, decode_worker, engines)
     async with AsyncExitStack() as exits:
