@@ -10,7 +10,6 @@ from pathlib import Path
 import psutil
 
 from cluster_launcher.findings import Finding, fail, ok, warn
-from kv_transfer.ucx_transport import has_rdma
 
 _GIB = 1 << 30
 _SHARED_MEMORY = "/dev/shm"  # noqa: S108 - looked at, not written to
@@ -43,6 +42,12 @@ def gpu_names() -> list[str]:
     return [line.strip() for line in answer.stdout.splitlines() if line.strip()]
 
 
+def has_infiniband() -> bool:
+    """Whether the kernel knows an RDMA device (InfiniBand, RoCE or EFA)."""
+    folder = Path("/sys/class/infiniband")
+    return folder.is_dir() and any(folder.iterdir())
+
+
 def _memory() -> Finding:
     memory = psutil.virtual_memory()
     found = f"{memory.available / _GIB:.1f} GiB available of {memory.total / _GIB:.1f} GiB, {os.cpu_count()} CPUs"
@@ -69,7 +74,7 @@ def _locked_memory() -> Finding:
     found = f"{soft / (1 << 20):.0f} MiB"
     if soft >= _LEAST_LOCKED_MEMORY:
         return ok("locked memory", found)
-    if has_rdma():
+    if has_infiniband():
         return fail("locked memory", found, "RDMA registers the KV pool: ulimit -l unlimited, or --ulimit memlock=-1")
     return ok("locked memory", f"{found} (RDMA would need `ulimit -l unlimited`; there is none here)")
 

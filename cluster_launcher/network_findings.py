@@ -11,7 +11,7 @@ from importlib import metadata, util
 from pathlib import Path
 
 from cluster_launcher.findings import Finding, fail, ok, warn
-from kv_transfer.ucx_transport import has_rdma
+from cluster_launcher.host_findings import has_infiniband
 
 _TRANSPORT = re.compile(r"Transport:\s*(\S+)")
 _VERSION = re.compile(r"(?:Library version:|UCT version=|UCX version|^# )\s*(\d+\.\d+\.\d+)", re.MULTILINE)
@@ -134,7 +134,7 @@ def _rdma(found: Sequence[str]) -> Finding:
     have = [name for name in found if name in _RDMA]
     if have:
         return ok("ucx rdma", ", ".join(have))
-    if has_rdma():
+    if has_infiniband():
         cure = (
             "pip's UCX is built without verbs: install UCX 1.19 or newer on the system and set "
             "RAPIDS_LIBUCX_PREFER_SYSTEM_LIBRARY=true"

@@ -35,13 +35,11 @@ from kv_transfer.settings import TransferSettings
 _ENVIRONMENT = {
     "UCX_LOG_LEVEL": "fatal",  # UCX prints what is reported here as an exception: a dead peer is no news
     "UCX_WARN_UNUSED_ENV_VARS": "n",  # ucxx sets variables that a UCX without CUDA does not know
+    # To hear of memory that is given back UCX rewrites four functions of libc, and waits each time until threads have
+    # left the first bytes: 0.4 s of a start by default. It must ("none" crashes when an endpoint is closed by force,
+    # "reloc" locks up where other threads allocate), but hardly any thread runs yet when a worker loads UCX.
+    "UCX_MEM_BISTRO_GRACE_DURATION": "10ms",
 }
-_ENVIRONMENT_WITHOUT_RDMA = {
-    # UCX remembers what it has registered with a network card, and rewrites libc's code, which takes 0.4 s, to hear of
-    # memory that is given back. Its other way, by symbol tables ("reloc"), locks up where other threads allocate.
-    "UCX_MEM_MMAP_HOOK_MODE": "none",
-}
-_RDMA_DEVICES = Path("/sys/class/infiniband")
 _HOST_TLS = ("posix,cma,self,tcp", "sysv,cma,self,tcp")
 _CUDA_TLS = ",cuda_copy,cuda_ipc"
 _FAULT_OPTIONS = {"MM_ERROR_HANDLING": "y", "CMA_MEMORY_INVALIDATE": "y"}
@@ -51,13 +49,8 @@ _RENDEZVOUS_BYTES = "8192"
 """From this size on the receiver fetches the bytes itself, with one copy; below, they travel through a ring buffer."""
 
 
-def has_rdma() -> bool:
-    """Whether the kernel knows an RDMA device (InfiniBand, RoCE or EFA)."""
-    return _RDMA_DEVICES.is_dir() and any(_RDMA_DEVICES.iterdir())
-
-
 def _load_ucxx() -> Any:
-    for name, value in (_ENVIRONMENT | ({} if has_rdma() else _ENVIRONMENT_WITHOUT_RDMA)).items():
+    for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
         import ucxx  # noqa: PLC0415  # after its environment is set

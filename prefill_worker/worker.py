@@ -149,8 +149,9 @@ class PrefillWorker:
 
     async def _start(self) -> WorkerRecord:
         self._exit.push_async_callback(self._directory.close)
+        await self._transport.start()
         self._exit.push_async_callback(self._transport.close)
-        engine, _ = await asyncio.gather(asyncio.to_thread(self._load_engine), self._transport.start())
+        engine = await asyncio.to_thread(self._load_engine)
         parts = self._parts = self._assemble(self, engine)
         parts.loop.start()
         self._exit.push_async_callback(parts.loop.close)
