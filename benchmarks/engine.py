@@ -32,6 +32,15 @@ PRODUCT_PREFILLS = ((1, 512), (1, 1024), (1, 3000))
 """Those that are compared with their matrix products alone."""
 PRODUCT_AIM, STREAM_AIM, START_AIM_S, MEMORY_AIM_MB, VLLM_AIM = 0.55, 0.6, 3.0, 600.0, 1.3
 INVARIANT_PREFILL = (1, 1024)
+CHUNKS = (64, 128, 256, 512, 1024)
+"""Tokens of a prompt in one step."""
+CHUNKED_TOKENS = 3000
+BUDGETS = (256, 512, 1024, 2048)
+"""Tokens of several prompts in one step."""
+BUDGET_PROMPTS = (8, 256)
+BESIDE = (32, 64, 128, 256, 512)
+"""Tokens of a prompt in a step that also writes answers."""
+BESIDE_DECODE = Decode(batch=8, context=256)
 
 
 def _prefill_case(batch: int, tokens: int) -> str:
@@ -51,6 +60,9 @@ CASES = (
     "engine.decode.batch1.bytes.aim",
     "engine.invariant.prefill.1x1024",
     "engine.invariant.decode.batch8",
+    *(f"engine.chunk.{chunk}" for chunk in CHUNKS),
+    *(f"engine.budget.{budget}" for budget in BUDGETS),
+    *(f"engine.beside.{chunk}" for chunk in BESIDE),
     "engine.start.aim",
     "engine.memory.aim",
 )
@@ -134,6 +146,29 @@ class Contest:
             value, other = report.interleaved(case, self._rounds, [ours, plain])
             self._add(case, value, "the same without batch_invariant", other)
 
+    def portions(self) -> None:
+        """Tell what it costs to read prompts in small portions, and what portions cost the answers beside them."""
+        ours = self._ours
+        whole = partial(ours.prefill, 1, CHUNKED_TOKENS)
+        chunked = [partial(ours.prefill_by_steps, 1, CHUNKED_TOKENS, chunk=chunk, budget=chunk) for chunk in CHUNKS]
+        value, *others = report.interleaved("engine.chunk", self._rounds, [whole, *chunked])
+        for chunk, other in zip(CHUNKS, others, strict=True):
+            self._add(f"engine.chunk.{chunk}", other, "the whole prompt in one step", value)
+        budgets = [
+            partial(ours.prefill_by_steps, *BUDGET_PROMPTS, chunk=BUDGET_PROMPTS[1], budget=budget)
+            for budget in BUDGETS
+        ]
+        *others, value = report.interleaved(
+            "engine.budget", self._rounds, [*budgets, partial(ours.prefill, *BUDGET_PROMPTS)]
+        )
+        for budget, other in zip(BUDGETS, others, strict=True):
+            self._add(f"engine.budget.{budget}", other, "all prompts in one step", value)
+        beside = [partial(ours.step_beside, BESIDE_DECODE, chunk) for chunk in (0, *BESIDE)]
+        value, *others = report.interleaved("engine.beside", self._rounds, beside)
+        for chunk, other in zip(BESIDE, others, strict=True):
+            against = "a step that only writes"
+            self.rows.append(report.lower_is_better(f"engine.beside.{chunk}", other * 1e3, "ms", against, value * 1e3))
+
     def start(self) -> None:
         """Compare the start of a process and its memory with their aims."""
         told = [first_token(self._folder, THREADS) for _ in range(min(3, self._rounds))]
@@ -172,6 +207,7 @@ def measure(folder: Path, rounds: int, vllm: Vllm | None = None) -> list[report.
     for decode in DECODES:
         contest.decode(decode)
     contest.invariance()
+    contest.portions()
     return contest.rows
 
 
@@ -185,7 +221,7 @@ def main() -> None:
     options = parser.parse_args()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the library's own
-    rounds = 1 if options.quick else 6
+    rounds = 1 if options.quick else 5
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         if options.device == "cuda":
             engine_cuda.require_device()

@@ -55,6 +55,24 @@ class Ours:
         plan = StepPlan(slices=tuple(self._slice(index, [7] * tokens, 0) for index in range(batch)))
         return batch * tokens / seconds(lambda: self._engine.step(plan))
 
+    def prefill_by_steps(self, prompts: int, tokens: int, *, chunk: int, budget: int) -> float:
+        """Return prompt tokens a second, at most ``chunk`` of a prompt and ``budget`` in all in a step."""
+        pieces = [
+            self._slice(index, [7] * min(chunk, tokens - start), start)
+            for start in range(0, tokens, chunk)
+            for index in range(prompts)
+        ]
+        at_once = max(1, budget // chunk)
+        plans = [StepPlan(slices=tuple(pieces[start : start + at_once])) for start in range(0, len(pieces), at_once)]
+        return prompts * tokens / seconds(lambda: [self._engine.step(plan) for plan in plans])
+
+    def step_beside(self, case: Decode, chunk: int) -> float:
+        """Return the seconds of a step that writes answers and reads ``chunk`` tokens of a prompt."""
+        writing = [self._slice(index, [7], case.context) for index in range(case.batch)]
+        reading = [self._slice(case.batch, [7] * chunk, case.context)] if chunk else []
+        plan = StepPlan(slices=(*writing, *reading))
+        return seconds(lambda: [self._engine.step(plan) for _ in range(STEPS)]) / STEPS
+
     def decode(self, case: Decode) -> float:
         """Return tokens a second."""
 

@@ -25,7 +25,7 @@ class OpenExport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PullBlocks:
-    """Ask for blocks: the one at ``positions[i]`` is to be sent with tag ``tag + i``."""
+    """Ask for blocks: the one at ``positions[i]`` is to be sent with tag ``tag + i`` as soon as it is sealed."""
 
     tag: int
     positions: tuple[int, ...]
@@ -64,7 +64,7 @@ class BlocksSealed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlocksSent:
-    """The references as they are after the bytes were read: a generation that changed meanwhile voids the block."""
+    """Blocks of a pull, as they are after the bytes were read: a generation that changed meanwhile voids the block."""
 
     tag: int
     blocks: tuple[BlockReference, ...]
@@ -99,7 +99,7 @@ class HandoffReport:
     moved_bytes: int
     messages: int
     transfer_s: float
-    """From the first pull to the last accepted block."""
+    """How long blocks were under way: sealed, and not yet checked here."""
     exposed_s: float
     """The part of it after the exporter had finished its prefill."""
     transport: str

@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 
 from cluster_core.errors import WorkerLost
-from cluster_core.handoff import ExporterMessage, ImporterMessage
+from cluster_core.handoff import AcceptBlocks, ExporterMessage, ImporterMessage
 from cluster_core.identity import WorkerId
 from cluster_rpc.channels import ChannelPool
 from cluster_rpc.errors import from_worker_error
@@ -32,9 +32,11 @@ class GrpcHandoffChannel:
         self._exporter = exporter
 
     async def send(self, message: ImporterMessage) -> None:
-        """Send one message. Raises a `LegFailed` when the exporter is gone."""
+        """Send one message; `AcceptBlocks` is the last. Raises a `LegFailed` when the exporter is gone."""
         try:
             await self._call.write(importer_to_proto(message))
+            if isinstance(message, AcceptBlocks):
+                await self._call.done_writing()
         except grpc.RpcError as error:
             raise from_worker_error(error, self._exporter) from error
         except asyncio.InvalidStateError as error:
@@ -97,10 +99,9 @@ class GrpcBlockSource:
 
 
 async def _end_call(call: HandoffCall) -> None:
-    """Close our side and let the exporter close its own: a cancel could overtake the last message."""
+    """Let the exporter close its side: a cancel could overtake the last message."""
     try:
         async with asyncio.timeout(FAREWELL_S):
-            await call.done_writing()
             await call.code()
     except (TimeoutError, grpc.RpcError, asyncio.InvalidStateError):
         call.cancel()

@@ -51,6 +51,8 @@ class ExporterSession:
         self.end_reason = ""
         self._opened_answer = ExportOpened(lease_s=lease_s, exporter_transport_address=transport_address)
         self._sealed: dict[int, BlockReference] = {}
+        self._awaited: dict[int, tuple[int, int]] = {}
+        """Positions that were pulled and are not sealed: the pull's tag, and the place in it."""
         self._finished = ExportFinished(first_token_id=0)
 
     def handle(self, event: ExporterEvent) -> list[ExporterAction]:
@@ -72,9 +74,20 @@ class ExporterSession:
             self._sealed[block.position] = block
         if self.state is ExporterState.COMPUTING:
             return []
-        return [Answer(message=BlocksSealed(blocks=event.blocks))]
+        return [Answer(message=BlocksSealed(blocks=event.blocks)), *self._send_awaited(event.blocks)]
+
+    def _send_awaited(self, blocks: tuple[BlockReference, ...]) -> list[ExporterAction]:
+        """Send those of ``blocks`` that were pulled before they were sealed, pull by pull."""
+        pulls: dict[int, list[tuple[int, BlockReference]]] = {}
+        for block in blocks:
+            if block.position in self._awaited:
+                tag, number = self._awaited.pop(block.position)
+                pulls.setdefault(tag, []).append((number, block))
+        return [SendBlocks(tag=tag, numbered=tuple(numbered)) for tag, numbered in pulls.items()]
 
     def _prefill_finished(self, event: PrefillFinished) -> list[ExporterAction]:
+        if self._awaited:
+            return self._end(f"the prompt has no blocks {sorted(self._awaited)}, which were asked for")
         self._finished = ExportFinished(first_token_id=event.first_token_id, fork_token_ids=event.fork_token_ids)
         if self.state is ExporterState.COMPUTING:
             self.state = ExporterState.WAITING
@@ -99,10 +112,19 @@ class ExporterSession:
 
     def _pulled(self, event: PullBlocks) -> list[ExporterAction]:
         unknown = [position for position in event.positions if position not in self._sealed]
-        if unknown or not event.positions:
-            message = f"asked for blocks {unknown} that were not sealed" if unknown else "asked for no block"
+        if not event.positions:
+            message = "asked for no block"
             raise TransferFailed(message)
-        return [SendBlocks(tag=event.tag, blocks=tuple(self._sealed[position] for position in event.positions))]
+        if unknown and self.state is ExporterState.SERVING:
+            message = f"asked for blocks {unknown}, which the prompt does not have"
+            raise TransferFailed(message)
+        sealed = []
+        for number, position in enumerate(event.positions):
+            if (block := self._sealed.get(position)) is not None:
+                sealed.append((number, block))
+            else:
+                self._awaited[position] = event.tag, number
+        return [SendBlocks(tag=event.tag, numbered=tuple(sealed))] if sealed else []
 
     def _read(self, event: BlocksRead) -> list[ExporterAction]:
         return [Answer(message=BlocksSent(tag=event.tag, blocks=event.blocks))]
@@ -116,6 +138,7 @@ class ExporterSession:
         return self._end(f"the importer rejected blocks {list(event.positions)}: {event.reason}")
 
     def _left(self, _event: ImporterLeft) -> list[ExporterAction]:
+        self._awaited.clear()
         self.state = ExporterState.COMPUTING if self.state is ExporterState.FEEDING else ExporterState.WAITING
         return []
 
@@ -126,6 +149,7 @@ class ExporterSession:
         listens = self.state in {ExporterState.FEEDING, ExporterState.SERVING}
         self.state = ExporterState.ENDED
         self.end_reason = reason
+        self._awaited.clear()
         return [Answer(message=ExportFailed(reason=reason)), ReleaseLease()] if listens else [ReleaseLease()]
 
     def _late(self, _event: ExporterEvent) -> list[ExporterAction]:

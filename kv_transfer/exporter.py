@@ -191,8 +191,7 @@ class Export:
         memory, holds = self._blocks.memory, self._blocks.holds
         try:
             sends = [
-                listener.peer.send(memory.buffer(block.index), action.tag + number)
-                for number, block in enumerate(action.blocks)
+                listener.peer.send(memory.buffer(block.index), action.tag + number) for number, block in action.numbered
             ]
             _done, pending = await asyncio.wait(sends, timeout=self._settings.pull_timeout_s)
             if pending:
@@ -203,7 +202,7 @@ class Export:
         except LegFailed as error:
             listener.end(error)
             return
-        echoes = tuple(replace(block, generation=holds.generation(block.index)) for block in action.blocks)
+        echoes = tuple(replace(block, generation=holds.generation(block.index)) for _, block in action.numbered)
         self._feed(BlocksRead(tag=action.tag, blocks=echoes))
 
 

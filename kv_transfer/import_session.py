@@ -60,10 +60,13 @@ class ImporterSession:
         self.state = ImporterState.OPENING
         self._expected = expected
         self._new_tag = new_tag
+        self._wanted = [position for position in range(expected.blocks) if position not in expected.kept]
+        self._needed = frozenset(self._wanted)
+        self._pulls: dict[int, set[int]] = {}
+        """Positions of each pull that were not yet reported as sent."""
         self._sealed: dict[int, BlockReference] = {}
-        self._wanted: list[int] = []
-        self._pulls: dict[int, tuple[int, ...]] = {}
-        self._landed: set[int] = set()
+        self._landed: dict[int, bytes] = {}
+        """Digests of what has landed."""
         self._echoed: set[int] = set()
         self._in_flight = 0
         self._first_token_ids: tuple[int, tuple[int, ...]] = (0, ())
@@ -83,16 +86,13 @@ class ImporterSession:
 
     @property
     def awaits_bytes(self) -> bool:
-        """Whether something was pulled that is not yet valid."""
-        return self._in_flight > 0 or bool(self._pulls)
-
-    def reference(self, position: int) -> BlockReference:
-        """Return the sealed reference of a block that was pulled."""
-        return self._sealed[position]
+        """Whether a block that is known to be sealed, be it only because it has landed, is not yet valid."""
+        known = self._needed & (self._sealed.keys() | self._landed.keys())
+        return bool(known - (self._landed.keys() & self._echoed))
 
     def _opened(self, _event: ExportOpened) -> list[ImporterAction]:
         self.state = ImporterState.PULLING
-        return []
+        return self._pull()
 
     def _failed(self, event: ExportFailed) -> list[ImporterAction]:
         self.state = ImporterState.REFUSED
@@ -104,12 +104,11 @@ class ImporterSession:
             if known is None:
                 self._check(block)
                 self._sealed[block.position] = block
-                if block.position not in self._expected.kept:
-                    self._wanted.append(block.position)
+                self._compare(block.position)
             elif known != block:
                 reason = f"block {block.position} was sealed twice, differently"
                 raise _Refusal(reason, block.position)
-        return self._pull()
+        return []
 
     def _check(self, block: BlockReference) -> None:
         position, size = block.position, self._expected.block_size_tokens
@@ -128,42 +127,50 @@ class ImporterSession:
             raise _Refusal(reason, position)
 
     def _pull(self) -> list[ImporterAction]:
-        room = self._expected.blocks_in_flight - self._in_flight
-        positions = tuple(self._wanted[: max(0, room)])
-        if not positions:
+        """Ask for what there is room for, and not for a few blocks at a time while more are under way."""
+        count = min(self._expected.blocks_in_flight - self._in_flight, len(self._wanted))
+        if not count or (count < len(self._wanted) and 2 * count < self._expected.blocks_in_flight):
             return []
-        del self._wanted[: len(positions)]
+        positions = tuple(self._wanted[:count])
+        del self._wanted[:count]
         tag = self._new_tag()
-        self._pulls[tag] = positions
-        self._in_flight += len(positions)
+        self._pulls[tag] = set(positions)
+        self._in_flight += count
         return [PostReceives(tag=tag, positions=positions), Say(message=PullBlocks(tag=tag, positions=positions))]
 
     def _landed_block(self, event: BlockLanded) -> list[ImporterAction]:
         assert event.position not in self._landed, "a receive lands once"
-        if event.digest != self._sealed[event.position].digest:
-            reason = f"block {event.position} did not arrive as it was sealed: its digest differs"
-            raise _Refusal(reason, event.position)
-        self._landed.add(event.position)
+        self._landed[event.position] = event.digest
         self._in_flight -= 1
+        self._compare(event.position)
         return [*self._pull(), *self._accept_if_complete()]
 
+    def _compare(self, position: int) -> None:
+        """Check the bytes of a block once they have landed and its digest is known; either may come first."""
+        sealed, digest = self._sealed.get(position), self._landed.get(position)
+        if sealed is not None and digest is not None and digest != sealed.digest:
+            reason = f"block {position} did not arrive as it was sealed: its digest differs"
+            raise _Refusal(reason, position)
+
     def _sent_blocks(self, event: BlocksSent) -> list[ImporterAction]:
-        positions = self._pulls.pop(event.tag, None)
-        if positions is None:
+        positions = tuple(block.position for block in event.blocks)
+        pulled = self._pulls.get(event.tag)
+        if pulled is None:
             reason = "blocks were reported as sent that nobody asked for"
-            raise _Refusal(reason, *(block.position for block in event.blocks))
-        if tuple(block.position for block in event.blocks) != positions:
+            raise _Refusal(reason, *positions)
+        if not positions or not pulled.issuperset(positions):
             reason = "other blocks were reported as sent than were asked for"
             raise _Refusal(reason, *positions)
+        pulled.difference_update(positions)
         for block in event.blocks:
-            if block != self._sealed[block.position]:
+            if block != self._sealed.get(block.position):
                 reason = f"block {block.position} was reused while it was read"
                 raise _Refusal(reason, block.position)
             self._echoed.add(block.position)
         return self._accept_if_complete()
 
     def _finished(self, event: ExportFinished) -> list[ImporterAction]:
-        missing = self._needed() - self._sealed.keys()
+        missing = self._needed - self._sealed.keys()
         if missing:
             reason = f"the export finished without {len(missing)} of its blocks"
             raise _Refusal(reason, *sorted(missing))
@@ -172,14 +179,11 @@ class ImporterSession:
         return self._accept_if_complete()
 
     def _accept_if_complete(self) -> list[ImporterAction]:
-        if self.state is not ImporterState.COMPLETING or self._needed() - (self._landed & self._echoed):
+        if self.state is not ImporterState.COMPLETING or self._needed - (self._landed.keys() & self._echoed):
             return []
         self.state = ImporterState.IMPORTED
         first, forks = self._first_token_ids
-        return [Say(message=AcceptBlocks()), Complete(first_token_id=first, fork_token_ids=forks)]
-
-    def _needed(self) -> set[int]:
-        return set(range(self._expected.blocks)) - self._expected.kept
+        return [Complete(first_token_id=first, fork_token_ids=forks), Say(message=AcceptBlocks())]
 
     def _late(self, _event: ImporterEvent) -> list[ImporterAction]:
         return []

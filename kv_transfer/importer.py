@@ -4,7 +4,7 @@ Life of a target block. The worker reserved it for the request. When a receive i
 `WriterHold` besides, under the receive's tag, and that hold goes when the receive's future is done: then, and only
 then, no byte can land any more. So whatever becomes of the request (cancelled, timed out, refused), its blocks are
 nobody else's before that. What is still under way when a hand-over is given up gets ``settle_timeout_s`` to land;
-then its receives are aborted.
+then its receives, and at once those of blocks that were not even sealed, are aborted.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ import contextlib
 import secrets
 import time
 from asyncio import Future
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, assert_never
@@ -39,6 +39,10 @@ from kv_transfer.transport import Peer, Transport
 
 _TAG_ROOM_BITS = 16
 """A pull's tags differ in these lowest bits only; the others are random."""
+
+
+_UNHEARD_S = 0.05
+"""How long an exporter may go on sealing and sending before it hears that a hand-over was given up."""
 
 
 class HandoffChannel(Protocol):
@@ -139,9 +143,9 @@ class Importer:
         self._settling[task] = peer
         task.add_done_callback(self._settling.pop)
 
-    def let_end(self, reading: asyncio.Task[None]) -> None:
-        """Read a channel to its end after success."""
-        task = asyncio.create_task(_wait_for_end(reading, self.settings.grace_s))
+    def let_end(self, ending: Coroutine[None, None, None]) -> None:
+        """Run what remains of a hand-over after its success."""
+        task = asyncio.create_task(ending)
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
 
@@ -160,13 +164,6 @@ async def _settle(peer: Peer, receives: set[Future[None]], patience_s: float) ->
     if patience_s > 0:
         await asyncio.wait(receives, timeout=patience_s)
     peer.abort()
-
-
-async def _wait_for_end(reading: asyncio.Task[None], patience_s: float) -> None:
-    try:
-        await asyncio.wait({reading}, timeout=patience_s)
-    finally:
-        reading.cancel()
 
 
 class _Import:
@@ -188,7 +185,8 @@ class _Import:
         self._receives: set[Future[None]] = set()
         self._peer: Peer | None = None
         self._moved = 0
-        self._first_pull_at: float | None = None
+        self._moving_since: float | None = None
+        self._moving_s = 0.0
         self._finished_at = 0.0
         self._given_up = False
 
@@ -201,10 +199,12 @@ class _Import:
                 event = await self._next_event()
                 if isinstance(event, ExportOpened):
                     self._peer = await self._importer.transport.connect(event.exporter_transport_address)
-                for action in self._session.handle(event):
+                actions = self._session.handle(event)
+                for place, action in enumerate(actions, start=1):
                     if (imported := await self._perform(action)) is not None:
-                        self._importer.let_end(reading)
+                        self._importer.let_end(self._say_the_rest(actions[place:], reading))
                         return imported
+                self._note_moving()
         except BaseException as error:
             reading.cancel()
             if isinstance(error, WorkerLost):
@@ -214,6 +214,8 @@ class _Import:
             self._given_up = True
             if self._receives:
                 assert self._peer is not None, "receives are posted on a peer"
+                if not self._session.awaits_bytes:
+                    patience_s = min(patience_s, _UNHEARD_S)
                 self._importer.settle(self._peer, set(self._receives), patience_s)
 
     def _opening(self) -> OpenExport:
@@ -271,6 +273,16 @@ class _Import:
         except BatonError as error:
             raise TransferFailed(str(error)) from error
 
+    async def _say_the_rest(self, actions: Sequence[ImporterAction], reading: asyncio.Task[None]) -> None:
+        """Accept, and read the channel to its end. An exporter that does not hear it lets go when the stream ends."""
+        try:
+            with contextlib.suppress(LegFailed):
+                for action in actions:
+                    await self._perform(action)
+            await asyncio.wait({reading}, timeout=self._importer.settings.grace_s)
+        finally:
+            reading.cancel()
+
     async def _refuse(self, reason: str) -> None:
         """Tell the exporter that the hand-over is over, if it still listens."""
         with contextlib.suppress(LegFailed):
@@ -295,8 +307,6 @@ class _Import:
 
     def _post(self, action: PostReceives) -> None:
         assert self._peer is not None, "the export is open"
-        if self._first_pull_at is None:
-            self._first_pull_at = self._importer.clock()
         for number, position in enumerate(action.positions):
             index, tag = self._job.targets[position], action.tag + number
             hold = WriterHold(tag)
@@ -320,18 +330,28 @@ class _Import:
             self._inbox.put_nowait(TransferFailed(f"block {position} did not arrive: {error}"))
             return
         self._moved += 1
-        expected = self._session.reference(position)
-        digest = block_digest(self._importer.memory.buffer(index), position, expected.hash)
+        known = self._job.hashes[position] if position < len(self._job.hashes) else None
+        digest = block_digest(self._importer.memory.buffer(index), position, known)
         self._inbox.put_nowait(BlockLanded(position=position, digest=digest))
 
+    def _note_moving(self) -> None:
+        """Count the time in which blocks are under way: between two chunks of the prefill there may be none."""
+        now, moving = self._importer.clock(), self._session.awaits_bytes
+        if self._moving_since is not None and not moving:
+            self._moving_s += now - self._moving_since
+            self._moving_since = None
+        elif self._moving_since is None and moving:
+            self._moving_since = now
+
     def _report(self) -> HandoffReport:
+        self._note_moving()
         now = self._importer.clock()
         return HandoffReport(
             moved_blocks=self._moved,
             kept_blocks=len(self._job.kept),
             moved_bytes=self._moved * self._importer.memory.block_bytes,
             messages=self._moved,
-            transfer_s=now - self._first_pull_at if self._first_pull_at is not None else 0.0,
+            transfer_s=self._moving_s,
             exposed_s=now - self._finished_at,
             transport=self._importer.transport.name,
         )

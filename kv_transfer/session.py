@@ -13,16 +13,18 @@ Each machine's ``TABLE`` is its whole protocol: (state, event) → the method th
 raises `TransferFailed`. A message that may arrive late, because both sides end at different times, stands in the
 table and is dropped.
 
-*Importer.* It has opened the export and waits. Whenever blocks are named as sealed it pulls those that it lacks, at
-most ``blocks_in_flight`` at once. Three things must come together before a block counts as valid, in any order: its
-bytes have landed and their digest is the promised one; the exporter has echoed its reference after the bytes were
-read; and the echo is the reference that was sealed, generation included. A sealed reference is refused at once when
-its position, its hash, its token count or its digest cannot be right; a missing digest is wrong. When the exporter
-has finished and every position is valid or was kept, the importer accepts: only then may anybody read the blocks. A
-single block that is wrong rejects the hand-over.
+*Importer.* It opens the export and pulls at once what it lacks, in order and at most ``blocks_in_flight`` blocks at a
+time, most of them before they are computed: so nothing is said between the moment when a block is sealed and the one
+when its bytes move. Three things must come together before a block counts as valid, in any order: its bytes have
+landed and their digest is the promised one; the exporter has echoed its reference after the bytes were read; and the
+echo is the reference that was sealed, generation included. A sealed reference is refused at once when its position,
+its hash, its token count or its digest cannot be right; a missing digest is wrong. When the exporter has finished and
+every position is valid or was kept, the importer accepts: only then may anybody read the blocks. A single block that
+is wrong rejects the hand-over.
 
 *Exporter.* Its prefill and its importer come and go independently, hence four live states. Blocks that are sealed
-while nobody listens are named when somebody comes. An importer that leaves does not end the export: it, or another,
+while nobody listens are named when somebody comes. Blocks that were pulled are sent as soon as they are sealed, and
+each such lot is echoed by itself. An importer that leaves does not end the export: it, or another,
 may come back until the lease is over. Every end gives the lease back, once.
 
 ::
@@ -116,7 +118,7 @@ class Say:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Complete:
-    """Importer: the blocks are valid and accepted."""
+    """Importer: the blocks are valid and may be read. The answer need not wait for what is said after this."""
 
     first_token_id: int
     fork_token_ids: tuple[int, ...] = ()
@@ -138,10 +140,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SendBlocks:
-    """Exporter: send block ``blocks[i]`` with tag ``tag + i``, then report `BlocksRead`."""
+    """Exporter: send each numbered block with tag ``tag + number``, then report `BlocksRead`."""
 
     tag: int
-    blocks: tuple[BlockReference, ...]
+    numbered: tuple[tuple[int, BlockReference], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

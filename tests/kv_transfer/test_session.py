@@ -149,10 +149,47 @@ def test_every_end_of_an_export_gives_the_lease_back_once() -> None:
         assert released == (live and kind in ends)
 
 
-def test_a_pull_of_what_was_not_sealed_is_refused() -> None:
+def test_a_pull_of_what_the_prompt_does_not_have_is_refused() -> None:
     for positions in ((5,), (0, 2), ()):
         with pytest.raises(TransferFailed, match="asked for"):
             exporter_in(ExporterState.SERVING).handle(PullBlocks(tag=1, positions=positions))
+    session = ExporterSession(1.0, b"address")
+    session.handle(OPENING)
+    assert session.handle(PullBlocks(tag=1, positions=(0, 4))) == []
+    session.handle(BlocksReady(blocks=tuple(REFERENCES)))
+    answer, release = session.handle(PrefillFinished(first_token_id=3))
+    assert isinstance(answer, Answer)
+    assert isinstance(answer.message, ExportFailed)
+    assert "[4]" in answer.message.reason
+    assert isinstance(release, ReleaseLease)
+    assert session.over
+
+
+def test_what_was_pulled_before_it_was_sealed_is_sent_as_soon_as_it_is() -> None:
+    session = ExporterSession(1.0, b"address")
+    session.handle(BlocksReady(blocks=tuple(REFERENCES[:1])))
+    session.handle(OPENING)
+    assert session.handle(PullBlocks(tag=10, positions=(0, 2))) == [SendBlocks(tag=10, numbered=((0, REFERENCES[0]),))]
+    assert session.handle(PullBlocks(tag=20, positions=(1, 3))) == []
+    first = tuple(REFERENCES[1:3])
+    assert session.handle(BlocksReady(blocks=first)) == [
+        Answer(message=BlocksSealed(blocks=first)),
+        SendBlocks(tag=20, numbered=((0, REFERENCES[1]),)),
+        SendBlocks(tag=10, numbered=((1, REFERENCES[2]),)),
+    ]
+    session.handle(ImporterLeft())
+    assert session.handle(OPENING)[1:] == [Answer(message=BlocksSealed(blocks=tuple(REFERENCES[:3])))]
+    last = tuple(REFERENCES[3:])
+    assert session.handle(BlocksReady(blocks=last)) == [Answer(message=BlocksSealed(blocks=last))], "pulled by another"
+
+
+def test_everything_is_pulled_at_once_and_what_has_no_room_in_halves() -> None:
+    session = importer(blocks_in_flight=2, kept=frozenset({1}))
+    _, pull = session.handle(OPENED)
+    assert pull == Say(message=PullBlocks(tag=0, positions=(0, 2)))
+    session.handle(BlocksSealed(blocks=tuple(REFERENCES)))
+    _, pull = session.handle(BlockLanded(position=2, digest=REFERENCES[2].digest))
+    assert pull == Say(message=PullBlocks(tag=100, positions=(3,)))
 
 
 def test_who_comes_late_hears_everything() -> None:
@@ -172,8 +209,8 @@ def test_a_full_hit_pulls_nothing() -> None:
     session.handle(OPENED)
     assert session.handle(BlocksSealed(blocks=tuple(REFERENCES))) == []
     assert session.handle(ExportFinished(first_token_id=8)) == [
-        Say(message=AcceptBlocks()),
         Complete(first_token_id=8),
+        Say(message=AcceptBlocks()),
     ]
 
 
@@ -210,13 +247,18 @@ def test_a_reference_that_cannot_be_right_is_rejected(
 
 @dataclass
 class Exchange:
-    """Plays the exporter and the transport against an importer's machine, in an order that is drawn."""
+    """Plays the exporter and the transport against an importer's machine, in an order that is drawn.
+
+    Messages keep their order; bytes land whenever they like, also before it is said that they were sealed.
+    """
 
     session: ImporterSession
     kept: frozenset[int]
     to_seal: list[BlockReference] = field(default_factory=lambda: list(REFERENCES))
+    pulls: dict[int, tuple[int, ...]] = field(default_factory=dict)
     landing: list[BlockLanded] = field(default_factory=list)
-    echoes: list[BlocksSent] = field(default_factory=list)
+    said: list[Any] = field(default_factory=list)
+    heard: list[BlocksSealed] = field(default_factory=list)
     finished: bool = False
     wrong: bool = False
     ended: list[Any] = field(default_factory=list)
@@ -225,50 +267,63 @@ class Exchange:
         for action in self.session.handle(event):
             match action:
                 case PostReceives(tag=tag, positions=positions):
-                    self.landing += [BlockLanded(position=one, digest=REFERENCES[one].digest) for one in positions]
-                    self.echoes.append(BlocksSent(tag=tag, blocks=tuple(REFERENCES[one] for one in positions)))
+                    self.pulls[tag] = positions
+                    self.send([one for one in REFERENCES if one not in self.to_seal])
                 case Complete() | GiveUp():
                     self.ended.append(action)
                 case _:
                     pass
 
+    def send(self, sealed: list[BlockReference]) -> None:
+        """Send what was pulled of ``sealed``, and say so."""
+        for tag, positions in self.pulls.items():
+            blocks = tuple(one for one in sealed if one.position in positions)
+            self.pulls[tag] = tuple(one for one in positions if one not in {block.position for block in blocks})
+            self.landing += [BlockLanded(position=one.position, digest=one.digest) for one in blocks]
+            self.said += [BlocksSent(tag=tag, blocks=blocks)] * bool(blocks)
+
     def moves(self) -> list[Callable[[int], None]]:
         """Return what can happen next in a hand-over where nothing goes wrong."""
         moves: list[Callable[[int], None]] = [self.land] * bool(self.landing)
-        moves += [self.echo] * bool(self.echoes)
+        moves += [self.hear] * bool(self.said) + [self.hear_again] * bool(self.heard)
         if not self.finished:
-            moves += [self.seal_again, self.seal if self.to_seal else self.finish]
+            moves += [self.seal if self.to_seal else self.finish]
         return moves
 
     def harms(self) -> list[Callable[[int], None]]:
         """Return what can go wrong next."""
         harms: list[Callable[[int], None]] = [self.land_wrong] * bool(self.landing)
-        harms += [self.echo_wrong] * bool(self.echoes)
-        return harms + [self.finish] * any(one.position not in self.kept for one in self.to_seal)
+        harms += [self.echo_wrong] * bool(self.said and isinstance(self.said[0], BlocksSent))
+        early = not self.finished and any(one.position not in self.kept for one in self.to_seal)
+        return harms + [self.finish] * early
 
     def seal(self, draw: int) -> None:
         count = 1 + draw % len(self.to_seal)
-        blocks, self.to_seal = tuple(self.to_seal[:count]), self.to_seal[count:]
-        self.feed(BlocksSealed(blocks=blocks))
+        blocks, self.to_seal = self.to_seal[:count], self.to_seal[count:]
+        self.said.append(BlocksSealed(blocks=tuple(blocks)))
+        self.send(blocks)
 
-    def seal_again(self, _draw: int) -> None:
-        self.feed(BlocksSealed(blocks=tuple(one for one in REFERENCES if one not in self.to_seal)))
+    def hear(self, _draw: int) -> None:
+        message = self.said.pop(0)
+        self.heard += [message] * isinstance(message, BlocksSealed)
+        self.feed(message)
+
+    def hear_again(self, draw: int) -> None:
+        if self.session.state is not ImporterState.COMPLETING:
+            self.feed(self.heard[draw % len(self.heard)])
 
     def land(self, draw: int) -> None:
         self.feed(self.landing.pop(draw % len(self.landing)))
 
-    def echo(self, draw: int) -> None:
-        self.feed(self.echoes.pop(draw % len(self.echoes)))
-
     def finish(self, _draw: int) -> None:
         self.finished = True
-        self.feed(ExportFinished(first_token_id=1))
+        self.said.append(ExportFinished(first_token_id=1))
 
     def land_wrong(self, _draw: int) -> None:
         self.feed(replace(self.landing.pop(), digest=b"x" * 16))
 
     def echo_wrong(self, _draw: int) -> None:
-        echo = self.echoes.pop()
+        echo = self.said.pop(0)
         spoiled = replace(echo.blocks[0], generation=echo.blocks[0].generation + 1)
         self.feed(replace(echo, blocks=(spoiled, *echo.blocks[1:])))
 
@@ -280,9 +335,10 @@ def exchanges(draw: st.DrawFn) -> Exchange:
     exchange = Exchange(importer(draw(st.integers(1, 4)), kept), kept)
     exchange.feed(OPENED)
     while not exchange.ended and (moves := exchange.moves()):
-        harms = exchange.harms()
-        exchange.wrong = bool(harms) and draw(st.integers(0, 9)) == 0
-        draw(st.sampled_from(harms if exchange.wrong else moves))(draw(st.integers(0, 100)))
+        harms = [] if exchange.wrong else exchange.harms()
+        harm = bool(harms) and draw(st.integers(0, 9)) == 0
+        exchange.wrong |= harm
+        draw(st.sampled_from(harms if harm else moves))(draw(st.integers(0, 100)))
     return exchange
 
 
@@ -293,7 +349,7 @@ def test_in_any_order_right_blocks_are_accepted_and_wrong_ones_never(exchange: E
     assert isinstance(exchange.ended[0], GiveUp if exchange.wrong else Complete)
     if not exchange.wrong:
         assert not exchange.landing
-        assert not exchange.echoes
+        assert not exchange.said
 
 
 @settings(deadline=None, derandomize=True)
