@@ -37,6 +37,9 @@ total_blocks = 2048
 
 [decode]
 total_blocks = 2048
+
+[speculation]
+method = "off"  # several tokens a step would hide what a step takes
 """
 
 

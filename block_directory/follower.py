@@ -37,6 +37,8 @@ class Follower:
         index: PrefixIndex,
         on_workers: Callable[[list[WorkerRecord]], None],
         settings: DirectorySettings,
+        *,
+        randomness: random.Random | None = None,
     ) -> None:
         """Nothing happens before `start`."""
         self._directory = directory
@@ -52,7 +54,7 @@ class Follower:
         self._refresh_at = 0.0
         self._grace_until = 0.0
         self._all_gone = False
-        self._random = random.Random()  # noqa: S311 - spreads retries, guards nothing
+        self._random = randomness or random.Random()  # noqa: S311 - spreads retries, guards nothing
         self._task: asyncio.Task[None] | None = None
         self.degraded = True
         self.snapshots_taken = 0

@@ -57,7 +57,12 @@ class PrefixIndex:
         self.refused_blocks = 0
 
     def begin(self, worker_id: WorkerId, incarnation: Incarnation) -> None:
-        """Let a life count as live. An earlier life of the same worker ends; an ended life stays ended."""
+        """Let a life count as live, because the directory lists it. An earlier life of the same worker ends.
+
+        A life that had ended, its registration having run out while it was paused or out of reach, begins again without
+        blocks. Events alone never bring an ended life back.
+        """
+        self._ended.pop(incarnation, None)
         self._life(worker_id, incarnation)
 
     def stored(self, worker_id: WorkerId, incarnation: Incarnation, hashes: Sequence[BlockHash]) -> None:

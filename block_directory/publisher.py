@@ -35,6 +35,8 @@ class Publisher:
         events_source: Callable[[], list[BlockEvent]],
         hashes_source: Callable[[], list[BlockHash]],
         settings: DirectorySettings,
+        *,
+        randomness: random.Random | None = None,
     ) -> None:
         """``events_source`` drains the pool's events, ``hashes_source`` tells everything that it holds after them."""
         self._directory = directory
@@ -48,7 +50,7 @@ class Publisher:
         self._renew_at = 0.0
         self._woken = asyncio.Event()
         self._healthy = asyncio.Event()
-        self._random = random.Random()  # noqa: S311 - spreads retries, guards nothing
+        self._random = randomness or random.Random()  # noqa: S311 - spreads retries, guards nothing
         self._task: asyncio.Task[None] | None = None
         self.replaced = False
         self.failures = 0

@@ -15,7 +15,18 @@ from cluster_core.errors import SettingsError
 Settings = TypeVar("Settings")
 Document = Mapping[str, Any]
 
-SECTIONS = ("cluster", "model", "engine", "router", "prefill", "decode", "speculation", "transfer", "directory")
+SECTIONS = (
+    "cluster",
+    "model",
+    "hash_model",
+    "engine",
+    "router",
+    "prefill",
+    "decode",
+    "speculation",
+    "transfer",
+    "directory",
+)
 """Every section a configuration file may have; ``cluster_configs/README.md`` explains each key once."""
 
 MODEL_FOLDERS = (("model", "path"), ("speculation", "draft_model"))

@@ -219,6 +219,19 @@ def bench(context: typer.Context, what: Benchmark, as_json: Json = False) -> Non
     raise typer.Exit(run_benchmark(what.value, options))
 
 
+@app.command()
+def check(
+    seeds: Annotated[int, typer.Option(help="How many histories.")] = 1000,
+    first: Annotated[int, typer.Option(help="The first seed.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Run the cluster's real code through simulated faults, one history a seed, and check that nothing is ever lost."""
+    from cluster_launcher.check_command import run_check  # noqa: PLC0415 - as above
+
+    options = ["--seeds", str(seeds), "--first", str(first), *(["--json"] if as_json else [])]
+    raise typer.Exit(run_check(options))
+
+
 def _find(context: typer.Context, address: str, name: str) -> str:
     """Return the router's address: the given one, or that of the cluster which runs on this machine."""
     surroundings: Surroundings = context.obj

@@ -10,20 +10,18 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from block_directory.settings import DirectorySettings
-from cluster_core.errors import PartUnavailable, SettingsError
+from cluster_core.errors import PartUnavailable
 from cluster_core.settings_reader import Document, load_document, read_section
 from cluster_launcher.findings import Verdict
 from cluster_launcher.network_findings import port_is_free
 from cluster_launcher.settings import ClusterSettings
 from decode_worker.settings import DecodeSettings, SpeculationSettings
-from inference_engine.draft_folder import open_draft_folder
-from inference_engine.model_folder import ModelFolder, open_model_folder
-from inference_engine.settings import EngineSettings, ModelSettings
+from inference_engine.served_model import ServedModel, open_draft_model, open_served_model
+from inference_engine.settings import EngineSettings, HashModelSettings, ModelSettings
 from kv_transfer.settings import TransferSettings
 from prefill_worker.settings import PrefillSettings
-from router.chat_template import load_chat_template
+from router.model_texts import load_model_texts
 from router.settings import RouterSettings
-from router.tokenizer import load_tokenizer
 
 _DEFAULT_REDIS_PORT = 6379
 _CONNECT_TIMEOUT_S = 3.0
@@ -37,6 +35,7 @@ class Configuration:
     document: Document
     cluster: ClusterSettings
     model: ModelSettings
+    hash_model: HashModelSettings
     engine: EngineSettings
     router: RouterSettings
     prefill: PrefillSettings
@@ -58,14 +57,12 @@ def load_configuration(path: Path) -> Configuration:
 
 def configuration_of(document: Document, path: Path) -> Configuration:
     """Read every section of a document that is in memory already."""
-    if "path" not in document.get("model", {}):
-        message = f"model.path: must be given in {path}; name a folder with config.json, *.safetensors, tokenizer.json"
-        raise SettingsError(message)
     return Configuration(
         path=path,
         document=document,
         cluster=read_section(document, "cluster", ClusterSettings),
         model=read_section(document, "model", ModelSettings),
+        hash_model=read_section(document, "hash_model", HashModelSettings),
         engine=read_section(document, "engine", EngineSettings),
         router=read_section(document, "router", RouterSettings),
         prefill=read_section(document, "prefill", PrefillSettings),
@@ -76,32 +73,28 @@ def configuration_of(document: Document, path: Path) -> Configuration:
     )
 
 
-def check_surroundings(configuration: Configuration) -> ModelFolder:
-    """Find what would make a start fail, in a second instead of a minute, and return the opened model folder.
+def check_surroundings(configuration: Configuration) -> ServedModel:
+    """Find what would make a start fail, in a second instead of a minute, and return the opened model.
 
-    Raises `ModelFolderError` or `PartUnavailable`.
+    Raises `OperatorError`.
     """
-    folder = open_served_folder(configuration.model)
+    model = check_model(configuration)
     if configuration.speculation.draft_model:
-        open_draft_folder(folder, configuration.model, configuration.speculation.draft_model)
+        open_draft_model(configuration.document, model, configuration.speculation.draft_model)
     port = port_is_free("router.port", configuration.router_address)
     if port.verdict is Verdict.FAIL:
         message = f"router.port: {port.found}; {port.cure}"
         raise PartUnavailable(message)
     if configuration.directory.url:
         check_directory_url(configuration.directory.url)
-    return folder
+    return model
 
 
-def open_served_folder(settings: ModelSettings) -> ModelFolder:
-    """Open the model folder and read all but its weights, as the workers and the router will.
-
-    Raises `ModelFolderError`.
-    """
-    folder = open_model_folder(settings)
-    load_tokenizer(folder.path)
-    load_chat_template(folder.path)
-    return folder
+def check_model(configuration: Configuration) -> ServedModel:
+    """Open the model and read all but its weights, as the workers and the router will. Raises `OperatorError`."""
+    model = open_served_model(configuration.document)
+    load_model_texts(model)
+    return model
 
 
 def check_directory_url(url: str) -> None:

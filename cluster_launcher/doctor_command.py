@@ -5,7 +5,7 @@ from pathlib import Path
 
 from block_directory.settings import DirectorySettings
 from cluster_core.errors import BatonError, OperatorError
-from cluster_launcher.configuration import Configuration, check_directory_url, load_configuration, open_served_folder
+from cluster_launcher.configuration import Configuration, check_directory_url, check_model, load_configuration
 from cluster_launcher.exit_codes import ExitCode
 from cluster_launcher.findings import Finding, Verdict, fail, findings_table, ok
 from cluster_launcher.host_findings import host
@@ -61,11 +61,11 @@ def _findings(path: Path | None, surroundings: Surroundings) -> Iterator[Finding
 
 def _configured(configuration: Configuration, surroundings: Surroundings) -> Iterator[Finding]:
     try:
-        folder = open_served_folder(configuration.model)
+        model = check_model(configuration)
     except BatonError as error:
         yield fail("model.path", "cannot be served", str(error))
     else:
-        yield ok("model.path", f"{folder.identity.name}, context {folder.identity.max_context_tokens}")
+        yield ok("model.path", f"{model.identity.name}, context {model.identity.max_context_tokens}")
     if configuration.directory != DirectorySettings() and configuration.directory.url:
         try:
             check_directory_url(configuration.directory.url)

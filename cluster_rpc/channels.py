@@ -4,6 +4,8 @@ Closing a channel does not end the calls on it: grpc.aio keeps the connection un
 So whoever makes a call cancels it in a ``finally``; then a lost worker's channel can be given back (`discard`).
 """
 
+from collections.abc import Callable
+
 import grpc
 
 from cluster_rpc.limits import INTERNAL, RpcLimits
@@ -15,17 +17,22 @@ def open_channel(address: str, limits: RpcLimits) -> grpc.aio.Channel:
 
 
 class ChannelPool:
-    """One channel an address. Belongs to the event loop that uses it."""
+    """One channel an address, made by ``open_at``. Belongs to the event loop that uses it."""
 
-    def __init__(self, limits: RpcLimits = INTERNAL) -> None:
+    def __init__(
+        self,
+        limits: RpcLimits = INTERNAL,
+        open_at: Callable[[str, RpcLimits], grpc.aio.Channel] = open_channel,
+    ) -> None:
         self._limits = limits
+        self._open_at = open_at
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     def get(self, address: str) -> grpc.aio.Channel:
         """Return the channel to ``address``. It belongs to the pool: callers do not close it."""
         channel = self._channels.get(address)
         if channel is None:
-            channel = self._channels[address] = open_channel(address, self._limits)
+            channel = self._channels[address] = self._open_at(address, self._limits)
         return channel
 
     async def discard(self, address: str) -> None:

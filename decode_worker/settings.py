@@ -54,7 +54,7 @@ class DecodeSettings:
 class SpeculationSettings:
     """How decode workers guess tokens ahead. What is written does not depend on it, only how fast."""
 
-    method: str = "off"
+    method: str = "prompt_lookup"
     """``prompt_lookup``: what follows where the last tokens stood before, in prompt or answer; ``draft_model``: a
     second, smaller model; ``off``. Either guesses only where that is measured to gain."""
     max_draft_tokens: int = 8

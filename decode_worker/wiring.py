@@ -1,5 +1,7 @@
 """The whole of a decode worker on one page: which object holds which."""
 
+from collections.abc import Callable
+
 from block_directory.redis_directory import RedisDirectory
 from block_directory.settings import DirectorySettings
 from cluster_core.identity import WorkerId, new_incarnation
@@ -19,13 +21,11 @@ from decode_worker.speculation import Speculation
 from decode_worker.worker import DecodeParts, DecodeWorker, ServingEngine, Site
 from inference_engine.bell import Bell
 from inference_engine.block_pool import BlockPool
-from inference_engine.draft_folder import open_draft_folder
 from inference_engine.draft_model import DraftingEngine
-from inference_engine.engine import Engine
+from inference_engine.engine_loader import LoadedEngine, engine_loader, with_draft
 from inference_engine.engine_loop import EngineLoop
-from inference_engine.model_folder import ModelFolder, open_model_folder
-from inference_engine.settings import EngineSettings, ModelSettings
-from inference_engine.warm_up import warm_up
+from inference_engine.served_model import open_draft_model, open_served_model
+from inference_engine.settings import EngineSettings
 from inference_engine.watched_holds import WatchedHolds
 from kv_transfer.importer import Importer
 from kv_transfer.settings import TransferSettings
@@ -33,7 +33,7 @@ from kv_transfer.transport import Transport, make_transport
 
 
 def build_worker(document: Document, worker_id: WorkerId, directory_url: str) -> DecodeWorker:
-    """Read the settings and check the model folder; `DecodeWorker.start` does the rest. Raises `OperatorError`."""
+    """Read the settings and check the model; `DecodeWorker.start` does the rest. Raises `OperatorError`."""
     engine_settings = read_section(document, "engine", EngineSettings)
     transfer = read_section(document, "transfer", TransferSettings)
     site = Site(
@@ -43,16 +43,20 @@ def build_worker(document: Document, worker_id: WorkerId, directory_url: str) ->
         directory_settings=read_section(document, "directory", DirectorySettings),
         speculation=read_section(document, "speculation", SpeculationSettings),
     )
-    model = read_section(document, "model", ModelSettings)
-    folder = open_model_folder(model)
+    model = open_served_model(document)
+    load_model = engine_loader(model, engine_settings, site.settings.total_blocks)
     draft_path = site.speculation.draft_model
-    draft_folder = open_draft_folder(folder, model, draft_path) if draft_path else None
+    load_draft = (
+        engine_loader(open_draft_model(document, model, draft_path), engine_settings, _draft_blocks(site))
+        if draft_path
+        else None
+    )
     transport = make_transport(transfer)
     return DecodeWorker(
         site,
         RedisDirectory(directory_url, site.directory_settings),
         transport,
-        load_engine=lambda: _load(folder, draft_folder, engine_settings, site),
+        load_engine=lambda: _load(load_model, load_draft, site.settings.max_running),
         assemble=lambda worker, engine: assemble(worker, engine, transport, transfer),
     )
 
@@ -108,16 +112,17 @@ def assemble(
     )
 
 
-def _load(folder: ModelFolder, draft_folder: ModelFolder | None, settings: EngineSettings, site: Site) -> ServingEngine:
+def _load(
+    load_model: Callable[[], LoadedEngine], load_draft: Callable[[], LoadedEngine] | None, max_running: int
+) -> ServingEngine:
     """Load the model, and its draft model where there is one."""
-    engine = warm_up(Engine.load(folder, settings, site.settings.total_blocks))
-    engine.prepare_decode(site.settings.max_running)
-    if draft_folder is None:
+    engine = load_model()
+    engine.prepare_decode(max_running)
+    if load_draft is None:
         return engine
-    draft = warm_up(Engine.load(draft_folder, settings, _draft_blocks(site)))
-    draft.prepare_decode(site.settings.max_running)
-    draft.grammars = engine.grammars
-    return DraftingEngine(engine, draft)
+    draft = load_draft()
+    draft.prepare_decode(max_running)
+    return with_draft(engine, draft)
 
 
 def _guess_source(site: Site, engine: ServingEngine) -> GuessSource | None:

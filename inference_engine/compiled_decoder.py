@@ -34,7 +34,7 @@ from inference_engine.row_kernels import (
 from inference_engine.step_kernel import compute_step
 from inference_engine.weights import ModelWeights
 
-MOST_FEW_ROWS = 192
+MOST_FEW_ROWS = 384
 """Up to here reading the weights as they lie is faster than widening them for torch's library."""
 _MOST_FEW_ROWS_NATIVE = 16
 """The same where that library needs no copies: float32, or a CPU that multiplies bfloat16."""

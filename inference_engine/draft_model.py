@@ -21,8 +21,8 @@ from cluster_core.layout import KvLayout, ModelIdentity
 from cluster_core.sampling import Sampling
 from inference_engine.engine_loop import Stepping
 from inference_engine.grammar_preparer import GrammarPreparer
-from inference_engine.sampler import BrokenLogits, NothingAllowed
 from inference_engine.step import DraftSlice, SequenceSlice, StepPlan, StepResult
+from inference_engine.step_faults import BrokenLogits, NothingAllowed
 
 Memory_co = TypeVar("Memory_co", covariant=True)
 

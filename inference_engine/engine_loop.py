@@ -17,11 +17,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Protocol
 
-from inference_engine.sampler import BrokenLogits, NothingAllowed
 from inference_engine.step import StepPlan, StepResult
+from inference_engine.step_faults import BrokenLogits, NotDrawn, NothingAllowed
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,10 @@ class StepWork(Protocol):
 
 
 class EngineLoop:
-    """Steps until closed. ``on_broken`` is called once, when the engine raised twice in a row or the work raised."""
+    """Steps until closed. ``on_broken`` is called once, when the engine raised twice in a row or the work raised.
+
+    ``thread`` runs the steps, one after the other; None: a thread of the loop's own.
+    """
 
     def __init__(
         self,
@@ -67,12 +70,15 @@ class EngineLoop:
         work: StepWork,
         on_broken: Callable[[], None],
         close_patience_s: float = CLOSE_PATIENCE_S,
+        thread: Executor | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.steps = 0
         self._engine = engine
         self._work = work
         self._on_broken = on_broken
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        self._thread = thread or ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        self._clock = clock
         self._close_patience_s = close_patience_s
         self._step: Future[StepResult] | None = None
         self._step_began_s = 0.0
@@ -104,7 +110,7 @@ class EngineLoop:
     @property
     def step_age_s(self) -> float:
         """How long the present step has been computing; 0 between steps."""
-        return 0.0 if self._step is None or self._step.done() else time.monotonic() - self._step_began_s
+        return 0.0 if self._step is None or self._step.done() else self._clock() - self._step_began_s
 
     async def _run(self) -> None:
         failures = 0
@@ -115,10 +121,10 @@ class EngineLoop:
                 await self._woken.wait()
                 continue
             try:
-                self._step_began_s = time.monotonic()
+                self._step_began_s = self._clock()
                 self._step = self._thread.submit(self._engine.step, plan)
                 result = await asyncio.wrap_future(self._step)
-            except (BrokenLogits, NothingAllowed) as error:
+            except (BrokenLogits, NothingAllowed, NotDrawn) as error:
                 log.error("some answers cannot go on: %s", error)  # noqa: TRY400  # nothing to learn from its trace
                 self._work.step_failed(error, frozenset(error.places))
             except Exception as error:  # whatever a step raises ends its requests, not the worker

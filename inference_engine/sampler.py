@@ -15,48 +15,17 @@ A forced token (`inference_engine.thinking`) goes through none of it. ``docs/sam
 import hashlib
 import math
 from collections.abc import Sequence
-from enum import Enum, auto
 
 import torch
 
-from cluster_core.errors import BatonError, InvalidField, ModelFolderError
 from inference_engine.row_arrays import on_device, row_maxima, row_parts
 from inference_engine.sampling_cuts import cut
 from inference_engine.sampling_edits import Draw, GrammarMasker, edit_logits
+from inference_engine.step_faults import Fault, raise_faults
 
 _WORD = (1 << 64) - 1
 _COLDEST = 1e-6
 """Lower temperatures draw the same token; the lowest would be 0 in float32."""
-
-
-class BrokenLogits(ModelFolderError):
-    """The model's output is not finite for these rows, or slices; the others are sound but were not drawn."""
-
-    def __init__(self, places: tuple[int, ...]) -> None:
-        super().__init__("the model's logits are not finite numbers: its weights, or the blocks it read, are broken")
-        self.places = places
-
-
-class NothingAllowed(InvalidField):
-    """What these rows, or slices, forbid leaves no token to be drawn; the others are sound but were not drawn."""
-
-    def __init__(self, places: tuple[int, ...]) -> None:
-        super().__init__(
-            "sampling",
-            "grammar, allowed and banned tokens leave no token that the answer could go on with; forbid less",
-        )
-        self.places = places
-
-
-class Fault(Enum):
-    """Why nothing could be drawn."""
-
-    BROKEN = auto()
-    NOTHING_ALLOWED = auto()
-
-    def of(self, places: tuple[int, ...]) -> BatonError:
-        """Return the error that tells it of these rows or slices."""
-        return BrokenLogits(places) if self is Fault.BROKEN else NothingAllowed(places)
 
 
 def uniform(seed: int, position: int) -> float:
@@ -73,14 +42,6 @@ def draw_tokens(logits: torch.Tensor, draws: Sequence[Draw], masker: GrammarMask
     drawn = try_draw(logits, draws, masker)
     raise_faults(drawn)
     return [token for token in drawn if isinstance(token, int)]
-
-
-def raise_faults(drawn: Sequence[object]) -> None:
-    """Raise the error of the first kind of fault there is, with the places of all of that kind."""
-    for fault in Fault:
-        places = tuple(place for place, entry in enumerate(drawn) if entry is fault)
-        if places:
-            raise fault.of(places)
 
 
 def try_draw(logits: torch.Tensor, draws: Sequence[Draw], masker: GrammarMasker | None = None) -> list[int | Fault]:

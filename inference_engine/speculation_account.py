@@ -2,7 +2,7 @@
 
 Every step that checks guesses is settled at what it was worth: the time in which plain steps would have written as
 much, less the time it took. Losses come out of the *stake*, which cannot be overdrawn by more than one step and is
-filled by gains, and by one part in a hundred of the time of plain steps. So whatever the guesses, the machine or the
+filled by gains, and by a small part of the time of plain steps. So whatever the guesses, the machine or the
 estimates do, speculation costs at most that part of the time, and the first stake.
 
 A draft model also reads prompts, which pays only later. That is *lent*: gains repay it before they fill the stake, and
@@ -11,7 +11,7 @@ nothing is lent beyond a limit. What is never repaid is lost once.
 
 STAKE_STEPS = 6.0
 """The stake's limit, and what it is at the start, in plain steps."""
-EARNED_SHARE = 0.008
+EARNED_SHARE = 0.006
 """Part of a plain step's time that goes to the stake."""
 LENT_STEPS = 12.0
 """The limit of what is lent, in plain steps."""

@@ -23,6 +23,9 @@ TRY_EVERY = 48
 """Steps between two that are risked."""
 FIRST_TRY = 4
 """Guesses of the first step that checks any. Later ones try up to twice what was measured."""
+LONGEST_REST = 3
+"""Steps without a look for guesses after one in which none were worth while: looking costs a part in a hundred too. In
+batches of many answers, more."""
 LARGEST_LOSS = 4.0
 """A step counts as at most so many plain ones when it is settled: machines stumble in plain steps too."""
 
@@ -109,10 +112,11 @@ class SpeculationControl:
         best = self._best(offers, chances, self._account.stake_s(plain_s))
         if best.gain < LEAST_GAIN:
             best = self._risked(offers, chances, plain_s)
-        if best.guesses or any(offer.to_come for offer in offers):
+        to_come = any(offer.to_come for offer in offers) and self.promised_gain(batch) >= LEAST_GAIN
+        if best.guesses or to_come:
             self._rest = 0
         else:
-            self._rest = min(2 * self._rest + 1, batch // 2)
+            self._rest = min(2 * self._rest + 1, max(LONGEST_REST, batch // 2))
             self._rest_until = self._step + 1 + self._rest
         counts = [0] * batch
         for _, place in chances[: best.guesses]:

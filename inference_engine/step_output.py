@@ -15,10 +15,11 @@ import numpy as np
 import torch
 
 from inference_engine.row_arrays import on_device
-from inference_engine.sampler import BrokenLogits, Fault, raise_faults, try_draw
+from inference_engine.sampler import try_draw
 from inference_engine.sampling_edits import NO_TOKENS, Draw, GrammarMasker
 from inference_engine.sampling_logprobs import Wish, token_logprobs
 from inference_engine.step import SequenceSlice, SliceResult, StepPlan
+from inference_engine.step_faults import BrokenLogits, Fault, raise_faults
 
 
 def read_step(plan: StepPlan, logits: torch.Tensor, masker: GrammarMasker | None = None) -> tuple[SliceResult, ...]:

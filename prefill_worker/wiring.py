@@ -10,11 +10,10 @@ from cluster_rpc.server import HANDOFF, PREFILL, WORKER, RpcServer
 from cluster_rpc.worker_service import WorkerStatusService
 from inference_engine.bell import Bell
 from inference_engine.block_pool import BlockPool
-from inference_engine.engine import Engine
+from inference_engine.engine_loader import engine_loader
 from inference_engine.engine_loop import EngineLoop
-from inference_engine.model_folder import open_model_folder
-from inference_engine.settings import EngineSettings, ModelSettings
-from inference_engine.warm_up import warm_up
+from inference_engine.served_model import open_served_model
+from inference_engine.settings import EngineSettings
 from inference_engine.watched_holds import WatchedHolds
 from kv_transfer.exporter import Exporter
 from kv_transfer.settings import TransferSettings
@@ -26,7 +25,7 @@ from prefill_worker.worker import PrefillParts, PrefillWorker, ServingEngine, Si
 
 
 def build_worker(document: Document, worker_id: WorkerId, directory_url: str) -> PrefillWorker:
-    """Read the settings and check the model folder; `PrefillWorker.start` does the rest. Raises `OperatorError`."""
+    """Read the settings and check the model; `PrefillWorker.start` does the rest. Raises `OperatorError`."""
     engine_settings = read_section(document, "engine", EngineSettings)
     transfer = read_section(document, "transfer", TransferSettings)
     site = Site(
@@ -35,13 +34,13 @@ def build_worker(document: Document, worker_id: WorkerId, directory_url: str) ->
         settings=read_section(document, "prefill", PrefillSettings),
         directory_settings=read_section(document, "directory", DirectorySettings),
     )
-    folder = open_model_folder(read_section(document, "model", ModelSettings))
+    load_engine = engine_loader(open_served_model(document), engine_settings, site.settings.total_blocks)
     transport = make_transport(transfer)
     return PrefillWorker(
         site,
         RedisDirectory(directory_url, site.directory_settings),
         transport,
-        load_engine=lambda: warm_up(Engine.load(folder, engine_settings, site.settings.total_blocks)),
+        load_engine=load_engine,
         assemble=lambda worker, engine: assemble(worker, engine, transport, transfer),
     )
 

@@ -58,6 +58,7 @@ class Timeline:
         self._second_token_s: float | None = None
         self._last_token_s = 0.0
         self._tokens = 0
+        self._arrivals = 0
 
     def sibling(self) -> "Timeline":
         """Return a timeline of another answer to the same request."""
@@ -95,16 +96,18 @@ class Timeline:
         if self._first_token_s is None:
             self._first_token_s = now_s
         self._tokens += count
+        self._arrivals += 1
         if self._second_token_s is None and self._tokens > 1:
             self._second_token_s = now_s
         times.last_token_s = self._last_token_s = now_s
 
     def timings(self, *, handed_over: bool, decode_step_s: float) -> generation_pb2.Timings:
-        """Return the durations for the client. ``decode_step_s`` stands in where too few tokens tell a mean step."""
+        """Return the durations for the client. ``decode_step_s`` stands in where too few arrivals tell a mean step."""
         first_s = self._first_token_s or 0.0
         prefill_started_s = first_s if self._prefill_started_s is None else self._prefill_started_s
         second_s = first_s if self._second_token_s is None else self._second_token_s
-        step_s = (self._last_token_s - second_s) / (self._tokens - 2) if self._tokens > 2 else decode_step_s
+        steps = self._arrivals - 2  # a step brings several tokens where guesses come true
+        step_s = (self._last_token_s - second_s) / steps if steps > 0 else decode_step_s
         handover_s = max(0.0, second_s - first_s - step_s) if handed_over and self._tokens > 1 else 0.0
         return generation_pb2.Timings(
             queue_s=prefill_started_s,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import tokenizers
+from tokenizers import decoders, models
 
 from cluster_core.errors import ModelFolderError
 
@@ -60,4 +61,16 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         raise ModelFolderError(message) from error
     backend.no_truncation()
     backend.no_padding()
+    return Tokenizer(backend)
+
+
+def byte_tokenizer(vocab_size: int) -> Tokenizer:
+    """Return a tokenizer for a model without one: a text's tokens are its bytes in UTF-8, ids 0 to 255.
+
+    The text of any other id is a space and the id in digits.
+    """
+    vocabulary = [f"<0x{value:02X}>" for value in range(256)] + [f" {token_id}" for token_id in range(256, vocab_size)]
+    token_ids = {text: token_id for token_id, text in enumerate(vocabulary)}
+    backend = tokenizers.Tokenizer(models.BPE(vocab=token_ids, merges=[], byte_fallback=True))
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     return Tokenizer(backend)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from block_directory.follower import Follower
@@ -15,22 +16,21 @@ from cluster_core.settings_reader import Document, read_section
 from cluster_rpc.channels import ChannelPool
 from cluster_rpc.limits import PUBLIC
 from cluster_rpc.server import CLUSTER, GENERATION, RpcServer
-from inference_engine.model_folder import layout_of, open_model_folder
-from inference_engine.settings import EngineSettings, ModelSettings
+from inference_engine.served_model import layout_of_served, open_served_model
+from inference_engine.settings import EngineSettings
 from router.admission import Admission
-from router.chat_template import load_chat_template
 from router.cluster_service import ClusterService, Overview, PoolController
 from router.generation_service import GenerationService, Serving
 from router.ledger import Ledger
 from router.live_requests import LiveRequests
 from router.membership import Expected, Membership
+from router.model_texts import load_model_texts
 from router.placement_history import PlacementHistory
 from router.placer import Placer
 from router.prompt import RequestPreparer
 from router.request_flow import FlowParts
 from router.settings import RouterSettings
 from router.text_stream import TextStream
-from router.tokenizer import load_tokenizer
 
 CLOSE_GRACE_S = 1.0
 """How long ended requests may take to tell their clients."""
@@ -50,11 +50,16 @@ class Core:
     flow: FlowParts
 
 
-def build_core(settings: RouterSettings, expected: Expected, index: PrefixIndex) -> Core:
+def build_core(
+    settings: RouterSettings,
+    expected: Expected,
+    index: PrefixIndex,
+    clock: Callable[[], float] = time.monotonic,
+    channels: ChannelPool | None = None,
+) -> Core:
     """Wire membership, placement and flow."""
-    clock = time.monotonic
     ledger = Ledger(clock)
-    channels = ChannelPool()
+    channels = channels or ChannelPool()
     membership = Membership(expected=expected, index=index, ledger=ledger, channels=channels, settings=settings)
     placer = Placer(
         membership=membership, index=index, ledger=ledger, expected=expected, settings=settings, clock=clock
@@ -126,25 +131,25 @@ def build_router(document: Document, directory_url: str, pools: PoolController |
     """
     settings = read_section(document, "router", RouterSettings)
     directory_settings = read_section(document, "directory", DirectorySettings)
-    folder = open_model_folder(read_section(document, "model", ModelSettings))
-    layout = layout_of(folder.config, read_section(document, "engine", EngineSettings))
-    tokenizer = load_tokenizer(folder.path)
+    model = open_served_model(document)
+    layout = layout_of_served(model, read_section(document, "engine", EngineSettings))
+    texts = load_model_texts(model)
     preparer = RequestPreparer(
-        tokenizer=tokenizer,
-        model=folder.identity,
-        served_name=settings.served_model_name or folder.identity.name,
-        eos_token_ids=folder.eos_token_ids,
-        chat_template=load_chat_template(folder.path),
+        tokenizer=texts.tokenizer,
+        model=model.identity,
+        served_name=settings.served_model_name or model.identity.name,
+        eos_token_ids=model.eos_token_ids,
+        chat_template=texts.chat_template,
     )
     index = PrefixIndex(max_blocks=directory_settings.index_max_blocks)
-    core = build_core(settings, Expected(model=folder.identity, layout=layout), index)
+    core = build_core(settings, Expected(model=model.identity, layout=layout), index)
     url = directory_url or directory_settings.url
     directory = RedisDirectory(url, directory_settings)
     follower = Follower(directory, index, core.membership.on_workers, directory_settings)
     generation = GenerationService(
         Serving(
             preparer=preparer,
-            open_text=lambda options: TextStream(tokenizer, options),
+            open_text=lambda options: TextStream(texts.tokenizer, options),
             admission=core.admission,
             live=core.live,
             flow=core.flow,

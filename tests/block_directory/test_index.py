@@ -228,3 +228,15 @@ TestIndexMachine = IndexMachine.TestCase
 TestIndexMachine.settings = hypothesis_settings(
     max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
+
+
+def test_a_life_that_is_listed_again_is_believed_again() -> None:
+    index = PrefixIndex()
+    index.stored(ONE, Incarnation(1), blocks(1))
+    index.drop(Incarnation(1))
+    index.stored(ONE, Incarnation(1), blocks(1))
+    assert index.longest_prefix(blocks(1)) == {}
+    index.begin(ONE, Incarnation(1))
+    index.stored(ONE, Incarnation(1), blocks(2))
+    assert index.longest_prefix(blocks(1)) == {}
+    assert index.longest_prefix(blocks(2)) == {ONE: 1}

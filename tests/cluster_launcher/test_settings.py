@@ -13,7 +13,7 @@ from cluster_core.settings_reader import SECTIONS, read_section
 from cluster_launcher.configuration import load_configuration
 from cluster_launcher.settings import ClusterSettings
 from decode_worker.settings import DecodeSettings, SpeculationSettings
-from inference_engine.settings import EngineSettings, ModelSettings
+from inference_engine.settings import EngineSettings, HashModelSettings, ModelSettings
 from kv_transfer.settings import TransferSettings
 from prefill_worker.settings import PrefillSettings
 from router.settings import RouterSettings
@@ -22,6 +22,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "cluster_configs"
 KINDS = {
     "cluster": ClusterSettings,
     "model": ModelSettings,
+    "hash_model": HashModelSettings,
     "engine": EngineSettings,
     "router": RouterSettings,
     "prefill": PrefillSettings,

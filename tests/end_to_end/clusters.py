@@ -10,11 +10,14 @@ from tests.cluster_harness import write_config
 AT_REST_S = 30.0
 
 
-def cluster_config(folder: Path, model: Path, **changes: dict[str, object]) -> Path:
-    """Write a configuration for one prefill and two decode workers on this machine; ``changes`` go over it."""
+def cluster_config(folder: Path, model: Path | None, **changes: dict[str, object]) -> Path:
+    """Write a configuration for one prefill and two decode workers on this machine; ``changes`` go over it.
+
+    Without a ``model`` they serve hashes.
+    """
     sections: dict[str, dict[str, object]] = {
         "cluster": {"name": "test", "prefill": 1, "decode": 2},
-        "model": {"path": str(model)},
+        "model": {"implementation": "hash"} if model is None else {"path": str(model)},
         "engine": {"dtype": "float32", "threads": 1},
         "router": {"port": 0, "placement": "split"},
         "prefill": {"total_blocks": 1024},

@@ -37,7 +37,11 @@ def _own_python() -> list[Path]:
 
 
 def _packages() -> list[Path]:
-    return [path for path in _own_python() if path.parts[len(ROOT.parts)] not in {"tests", "benchmarks", "examples"}]
+    return [
+        path
+        for path in _own_python()
+        if path.parts[len(ROOT.parts)] not in {"tests", "benchmarks", "examples", "simulation"}
+    ]
 
 
 def test_there_is_something_to_check() -> None:
@@ -127,7 +131,7 @@ def test_our_package_names_are_ours(package: str) -> None:
 
 
 def test_the_data_folders_are_imported_by_nothing() -> None:
-    data = ("tests", "benchmarks", "examples", "docs", "cluster_configs", "proto")
+    data = ("tests", "benchmarks", "examples", "simulation", "docs", "cluster_configs", "proto")
     pattern = re.compile(rf"^\s*(from|import)\s+({'|'.join(data)})\b", re.MULTILINE)
     importers = [str(path.relative_to(ROOT)) for path in _packages() if pattern.search(path.read_text())]
     assert not importers

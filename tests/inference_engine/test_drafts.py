@@ -11,9 +11,9 @@ import torch
 
 from cluster_core.sampling import Sampling
 from inference_engine.engine import Engine
-from inference_engine.sampler import BrokenLogits, NothingAllowed
 from inference_engine.single import generate_answer
 from inference_engine.step import SequenceSlice, SliceResult, StepPlan
+from inference_engine.step_faults import BrokenLogits, NothingAllowed
 from inference_engine.step_output import read_step
 from tests.inference_engine.conftest import Models
 from tests.inference_engine.sampling_cases import DIGITS, OddAndEven, random_thinking, random_wish, wish

@@ -9,10 +9,10 @@ import torch
 from cluster_core.errors import ModelFolderError, PartUnavailable
 from cluster_core.sampling import Sampling
 from inference_engine.engine import Engine
-from inference_engine.sampler import BrokenLogits
 from inference_engine.settings import EngineSettings
 from inference_engine.single import generate
 from inference_engine.step import SequenceSlice, SliceResult, StepPlan
+from inference_engine.step_faults import BrokenLogits
 from tests.inference_engine.conftest import Models
 from tests.model_fixtures import prompt_tokens
 

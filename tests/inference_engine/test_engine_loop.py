@@ -6,8 +6,8 @@ import threading
 import pytest
 
 from inference_engine.engine_loop import EngineLoop
-from inference_engine.sampler import BrokenLogits
 from inference_engine.step import SequenceSlice, StepPlan, StepResult
+from inference_engine.step_faults import BrokenLogits
 from tests.fake_engine import FakeEngine
 
 PLAN = StepPlan(slices=(SequenceSlice(token_ids=[1], start=0, block_table=[0], draw=None),))

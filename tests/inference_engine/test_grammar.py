@@ -21,8 +21,9 @@ from cluster_core.sampling import Grammar, GrammarKind, Sampling
 from inference_engine import grammar_masks
 from inference_engine.grammar import CompiledGrammar, Vocabulary, check_grammar, compile_grammar, vocabulary_of
 from inference_engine.grammar_masks import GrammarMasks
-from inference_engine.sampler import NothingAllowed, draw_tokens
+from inference_engine.sampler import draw_tokens
 from inference_engine.sampling_edits import Draw
+from inference_engine.step_faults import NothingAllowed
 
 FOLDER = Path(__file__).parents[2] / "examples" / "demo_model"
 VOCABULARY = 4100

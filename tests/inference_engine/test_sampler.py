@@ -11,8 +11,9 @@ from transformers.generation.logits_process import (
 )
 
 from cluster_core.sampling import Sampling
-from inference_engine.sampler import BrokenLogits, draw_tokens, uniform
+from inference_engine.sampler import draw_tokens, uniform
 from inference_engine.sampling_edits import Draw
+from inference_engine.step_faults import BrokenLogits
 
 VOCABULARY = 50
 

@@ -13,10 +13,11 @@ from tokenizers import pre_tokenizers
 
 from cluster_core.sampling import Grammar, GrammarKind, Sampling, ThinkingLimit
 from inference_engine import row_arrays, sampling_cuts
-from inference_engine.sampler import BrokenLogits, NothingAllowed, draw_tokens
+from inference_engine.sampler import draw_tokens
 from inference_engine.sampling_cuts import cut
 from inference_engine.sampling_edits import Draw
 from inference_engine.single import generate
+from inference_engine.step_faults import BrokenLogits, NothingAllowed
 from tests.inference_engine.conftest import Models
 from tests.inference_engine.sampling_cases import DIGITS, OddAndEven, random_thinking, random_wish, wish
 from tests.model_fixtures import prompt_tokens

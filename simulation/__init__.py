@@ -1,0 +1,1 @@
+"""The cluster in one thread, on a virtual clock: see `simulation.run`."""

@@ -1,0 +1,166 @@
+"""Runs one scenario from start to rest.
+
+The real router, schedulers, sessions, publishers and follower run, with their real services and messages, on one
+virtual event loop (`simulation.virtual_loop`). Only what would do I/O is replaced: sockets (`simulation.calls` over
+`simulation.network`), the transport (`simulation.block_moves`), the directory's server, the engine and its thread
+(`simulation.hash_engine`). So one seed is one history, and time costs nothing.
+
+Life of a run: the cluster starts; requests and faults come at their times; when the last fault is over everything
+heals; the requests that are left end; one more request must succeed; and when nothing has been left to do for a while,
+nothing may be left: no hold, no lease, no task, no entry that is not so.
+"""
+
+import gc
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from simulation.cluster import Cluster
+from simulation.faults import FaultPlan
+from simulation.history import History
+from simulation.invariants import all_ready, check_now, left_at_rest
+from simulation.scenario import RequestPlan, Scenario
+from simulation.virtual_loop import Livelock
+
+REQUESTS_END_S = 30.0
+"""How long after the last fault the last request may end."""
+RECOVERY_S = 1.4
+"""After the last fault: how long until the cluster must serve again."""
+REST_S = 1.6
+"""After the last request: longer than every lease and grace."""
+LOOKS_EVERY_S = 0.1
+AUDITS_EVERY_S = 0.1
+EXPECTED_LOGS = ("an engine step failed", "the engine failed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of a run."""
+
+    scenario: Scenario
+    violations: tuple[str, ...]
+    history: History
+    requests: int
+    succeeded: int
+    disturbed_blocks: int
+    callbacks: int
+    virtual_s: float
+
+    def with_violation(self, violation: str) -> "Outcome":
+        """Return the same outcome with another violation."""
+        return replace(self, violations=(*self.violations, violation))
+
+
+def run_scenario(scenario: Scenario) -> Outcome:
+    """Run a scenario. The same one gives the same history, always."""
+    history = History()
+    cluster = Cluster(scenario, history)
+    with _errors_reported(cluster):
+        try:
+            _drive(cluster)
+        except Livelock as error:
+            cluster.report(f"livelock: {error}")
+        finally:
+            violations, callbacks, virtual_s = tuple(cluster.violations), cluster.loop.callbacks, cluster.loop.now
+            cluster.close()
+    return Outcome(
+        scenario=scenario,
+        violations=violations,
+        history=history,
+        requests=len(cluster.clients),
+        succeeded=sum(client.succeeded for client in cluster.clients),
+        disturbed_blocks=cluster.block_faults.injected,
+        callbacks=callbacks,
+        virtual_s=virtual_s,
+    )
+
+
+def _drive(cluster: Cluster) -> None:
+    faults = FaultPlan(cluster)
+    cluster.start()
+    faults.schedule()
+    _audit_now_and_then(cluster)
+    cluster.run(cluster.scenario.heals_at_s)
+    if cluster.violations:
+        return
+    faults.heal()
+    healed_s = cluster.loop.now
+    cluster.run(healed_s + REQUESTS_END_S, lambda: all(client.over for client in cluster.clients))
+    cluster.run(max(cluster.loop.now, healed_s + RECOVERY_S), lambda: all_ready(cluster))
+    if cluster.violations:
+        return
+    last = cluster.add_client(_last_request(cluster))
+    cluster.run(cluster.loop.now + REQUESTS_END_S, lambda: last.over)
+    if last.over and not last.succeeded:
+        cluster.report(f"a healed cluster refuses a request: {last.error}")
+    _come_to_rest(cluster)
+
+
+def _come_to_rest(cluster: Cluster) -> None:
+    """Let time pass until nothing is left, and report what is left after `REST_S`."""
+    until_s = cluster.loop.now + REST_S
+    while not cluster.violations:
+        cluster.run(cluster.loop.now + LOOKS_EVERY_S)
+        left = left_at_rest(cluster)
+        if not left:
+            break
+        if cluster.loop.now >= until_s:
+            for problem in left:
+                cluster.report(problem)
+    check_now(cluster)
+
+
+def _last_request(cluster: Cluster) -> RequestPlan:
+    return RequestPlan(
+        name="last",
+        at_s=cluster.loop.now,
+        prompt=tuple(range(10, 23)),
+        max_tokens=4,
+        temperature=1.0,
+        seed=5,
+        choices=1,
+        salt="",
+        stop_token_ids=(),
+        deadline_s=None,
+        leaves_after_s=None,
+        cancels_by_id=False,
+        pause_s=0.0,
+    )
+
+
+def _audit_now_and_then(cluster: Cluster) -> None:
+    check_now(cluster)
+    cluster.loop.on_host(cluster.loop.world, AUDITS_EVERY_S, _audit_now_and_then, cluster)
+
+
+class _ErrorLog(logging.Handler):
+    """Reports what the product logs as an error: it says so of mistakes of ours."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        super().__init__(logging.ERROR)
+        self._cluster = cluster
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Report a record."""
+        text = record.getMessage()
+        if not text.startswith(EXPECTED_LOGS):
+            error = record.exc_info[1] if record.exc_info else None
+            self._cluster.report(f"logged: {text}" + (f": {error!r}" if error else ""))
+
+
+@contextmanager
+def _errors_reported(cluster: Cluster) -> Iterator[None]:
+    """Report the product's errors, keep the rest of its logs to ourselves, and let nothing be collected meanwhile."""
+    root, handler = logging.getLogger(), _ErrorLog(cluster)
+    others, root.handlers = root.handlers, [handler]
+    logging.disable(logging.WARNING)
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        root.handlers = others
+        logging.disable(logging.NOTSET)
+        if collects:
+            gc.enable()

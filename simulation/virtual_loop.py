@@ -1,0 +1,265 @@
+"""An asyncio event loop without a clock of its own, on which several machines run side by side.
+
+Nothing waits: when no callback is ready, the time jumps to the next timer. Callbacks run in the order in which they
+became due, so one history follows from the program and its random numbers alone.
+
+Every callback belongs to a *host*, which its context names. What a host's code starts (tasks, timers, futures) inherits
+the host, so machines need no loops of their own. `asyncio.get_running_loop().time()` is the clock of the host that
+asks: it may drift. A *paused* host's callbacks wait; a *dead* host's never run, which is what a crash is: no
+``finally`` runs, nothing is given back. Only when the run is over they are let go, so that nothing of them is left to
+the collector of garbage.
+"""
+
+import asyncio
+import contextlib
+import heapq
+import itertools
+from asyncio import events
+from collections import deque
+from collections.abc import Callable, Coroutine, Generator
+from contextvars import Context, ContextVar, copy_context
+from typing import Any, cast
+
+MOST_CALLBACKS = 400_000
+"""A run that takes more is going round in circles."""
+_DEMOLITION_ROUNDS = 5
+
+
+class Livelock(Exception):
+    """The run does not come to rest."""
+
+
+class Host:
+    """One life of a machine: a clock, and whether its callbacks run."""
+
+    def __init__(self, name: str, speed: float = 1.0, offset_s: float = 0.0) -> None:
+        """``speed`` is how many seconds its clock counts in a true one."""
+        self.name = name
+        self.speed = speed
+        self.offset_s = offset_s
+        self.runs = True
+        """False while it is paused, and for ever after a crash."""
+        self.alive = True
+        self.held: list[_Handle] = []
+        """What became due while it was paused, or after its death."""
+        self.tasks: list[asyncio.Task[Any]] = []
+        """Every task that was ever started: kept, so that a dead host's are not collected in the middle of a run."""
+        self.context: Context = copy_context()
+        self.context.run(CURRENT.set, self)
+
+    def running_tasks(self) -> list["asyncio.Task[Any]"]:
+        """Return the tasks that have not ended."""
+        return [task for task in self.tasks if not task.done()]
+
+
+CURRENT: ContextVar[Host] = ContextVar("host")
+
+
+class _Handle:
+    """A callback that is due, or will be."""
+
+    __slots__ = ("args", "callback", "context", "host", "moment")
+
+    def __init__(
+        self, callback: Callable[..., object], args: tuple[Any, ...], context: Context, host: Host, moment: float
+    ) -> None:
+        self.callback: Callable[..., object] | None = callback
+        self.args = args
+        self.context = context
+        self.host = host
+        self.moment = moment
+
+    def cancel(self) -> None:
+        self.callback = None
+        self.args = ()
+
+    def cancelled(self) -> bool:
+        return self.callback is None
+
+    def when(self) -> float:
+        return self.moment
+
+
+class VirtualLoop:
+    """See the module. ``on_error`` gets what asyncio would log: an exception that nobody took.
+
+    Has what tasks, futures and timeouts ask of an `asyncio.AbstractEventLoop`, and nothing of its I/O.
+    """
+
+    def __init__(self, on_error: Callable[[str], None]) -> None:
+        self.now = 0.0
+        """True time, in seconds."""
+        self.world = Host("world")
+        """Outside of all machines: whoever watches and disturbs them."""
+        self.callbacks = 0
+        self._on_error = on_error
+        self._ready: deque[_Handle] = deque()
+        self._timers: list[tuple[float, int, _Handle]] = []
+        self._numbers = itertools.count()
+        self._closed = False
+        self._as_asyncio = cast("asyncio.AbstractEventLoop", self)
+
+    # What asyncio asks of a loop
+
+    def time(self) -> float:
+        """Return the time that the current host believes it is."""
+        host = CURRENT.get()
+        return self.now * host.speed + host.offset_s
+
+    def get_debug(self) -> bool:
+        """Return False."""
+        return False
+
+    def is_running(self) -> bool:
+        """Return True."""
+        return True
+
+    def is_closed(self) -> bool:
+        """Say whether `close` was called."""
+        return self._closed
+
+    def close(self) -> None:
+        """Forget what is due; what is scheduled from now on never runs."""
+        self._closed = True
+        self._ready.clear()
+        self._timers.clear()
+
+    def create_future(self) -> "asyncio.Future[Any]":
+        """Return a new future."""
+        return asyncio.Future(loop=self._as_asyncio)
+
+    def create_task(
+        self,
+        coro: Generator[Any, None, Any] | Coroutine[Any, Any, Any],
+        *,
+        name: str | None = None,
+        context: Context | None = None,
+    ) -> "asyncio.Task[Any]":
+        """Start a task of the current host."""
+        task: asyncio.Task[Any] = asyncio.Task(coro, loop=self._as_asyncio, name=name or "task", context=context)
+        CURRENT.get().tasks.append(task)
+        return task
+
+    def call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> Any:
+        """Run a callback after those that are due."""
+        if context is None:
+            context = copy_context()
+        handle = _Handle(callback, args, context, context[CURRENT], 0.0)
+        if not self._closed:
+            self._ready.append(handle)
+        return handle
+
+    def call_soon_threadsafe(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> Any:
+        """Do as `call_soon`: there is one thread."""
+        return self.call_soon(callback, *args, context=context)
+
+    def call_later(
+        self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> Any:
+        """Run a callback in ``delay`` seconds of the current host's clock."""
+        return self._at(self.now + max(0.0, delay) / CURRENT.get().speed, callback, args, context)
+
+    def call_at(self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None) -> Any:
+        """Run a callback when the current host's clock says ``when``."""
+        host = CURRENT.get()
+        return self._at((when - host.offset_s) / host.speed, callback, args, context)
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """Tell of an exception that nobody took."""
+        error = context.get("exception")
+        told = f"{type(error).__name__}: {error}" if error is not None else ""
+        self._on_error(f"{context.get('message')} {told}".strip())
+
+    # What a simulation asks of it
+
+    def on_host(self, host: Host, delay_s: float, callback: Callable[..., object], *args: Any) -> None:
+        """Run a callback on ``host`` in ``delay_s`` true seconds."""
+        self._at(self.now + delay_s, callback, args, host.context)
+
+    def pause(self, host: Host) -> None:
+        """Let nothing run on a host until `resume`."""
+        host.runs = False
+
+    def resume(self, host: Host) -> None:
+        """Let a paused host go on: what has become due runs now."""
+        if host.alive:
+            host.runs = True
+            self._ready.extend(host.held)
+            host.held.clear()
+
+    def kill(self, host: Host) -> None:
+        """Let nothing run on a host any more."""
+        host.alive = host.runs = False
+
+    def demolish(self, hosts: list[Host]) -> None:
+        """Cancel every task, those of the dead too, and let them end; what does not end soon is left."""
+        for _ in range(_DEMOLITION_ROUNDS):
+            running = [task for host in hosts for task in host.running_tasks()]
+            if not running:
+                return
+            for host in hosts:
+                host.alive = True
+                self.resume(host)
+            for task in running:
+                task.cancel()
+            self.callbacks = 0
+            with contextlib.suppress(Livelock):
+                self.run(self.now + 1.0, lambda: False)
+
+    def run(self, until_s: float, done: Callable[[], bool]) -> None:
+        """Run until the true time ``until_s``, or until ``done`` says so after a moment's callbacks.
+
+        Raises `Livelock`.
+        """
+        before = events._get_running_loop()  # noqa: SLF001  # no other way to be the loop that is running
+        events._set_running_loop(self._as_asyncio)  # noqa: SLF001  # as above
+        try:
+            while True:
+                self._run_ready()
+                while self._timers and self._timers[0][2].callback is None:
+                    heapq.heappop(self._timers)
+                if done() or not self._timers or self._timers[0][0] > until_s:
+                    break
+                self._reach_next_timers()
+            if not done():
+                self.now = max(self.now, until_s)
+        finally:
+            events._set_running_loop(before)  # noqa: SLF001  # as above
+
+    def _at(
+        self, moment: float, callback: Callable[..., object], args: tuple[Any, ...], context: Context | None
+    ) -> Any:
+        if context is None:
+            context = copy_context()
+        moment = max(moment, self.now)
+        handle = _Handle(callback, args, context, context[CURRENT], moment)
+        if not self._closed:
+            heapq.heappush(self._timers, (moment, next(self._numbers), handle))
+        return handle
+
+    def _reach_next_timers(self) -> None:
+        timers = self._timers
+        self.now = moment = timers[0][0]
+        while timers and timers[0][0] <= moment:
+            handle = heapq.heappop(timers)[2]
+            if handle.callback is not None:
+                self._ready.append(handle)
+
+    def _run_ready(self) -> None:
+        ready = self._ready
+        while ready:
+            handle = ready.popleft()
+            callback, host = handle.callback, handle.host
+            if callback is None:
+                continue
+            if not host.runs:
+                host.held.append(handle)
+                continue
+            self.callbacks += 1
+            if self.callbacks > MOST_CALLBACKS:
+                message = f"{self.callbacks} callbacks, and no end"
+                raise Livelock(message)
+            try:
+                handle.context.run(callback, *handle.args)
+            except Exception as error:  # noqa: BLE001  # as asyncio does: told, and the loop goes on
+                self.call_exception_handler({"message": f"callback {callback!r} failed", "exception": error})
