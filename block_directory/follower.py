@@ -97,6 +97,7 @@ class Follower:
         self.degraded = True
         self.failures += 1
         self._begin_grace()
+        self._left.clear()  # a change that was heard of and never looked up: the list may be another one afterwards
         self._refresh_at = 0.0
 
     async def _round(self) -> None:

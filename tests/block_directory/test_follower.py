@@ -165,6 +165,36 @@ async def test_silence_changes_nothing_but_degraded() -> None:
     await router.follower.close()
 
 
+class Listless(MemoryDirectory):
+    """Has no list of workers while `mislaid` is set."""
+
+    mislaid = False
+
+    async def workers(self) -> list[WorkerRecord]:
+        if self.mislaid:
+            message = "mislaid"
+            raise PartUnavailable(message)
+        return await super().workers()
+
+
+async def test_a_change_heard_of_before_an_outage_is_no_leave_after_it() -> None:
+    settings = quick_settings(lease_s=30.0)
+    directory = Listless(settings)
+    router = Router(directory, settings)
+    mine = record()
+    await enter(directory, mine, 1)
+    await router.follower.start()
+    await eventually(lambda: router.holds(1) != {})
+    directory.mislaid = True
+    await enter(directory, mine, 1)
+    await eventually(lambda: router.follower.failures >= 1)
+    directory.lose_everything()
+    directory.mislaid = False
+    await eventually(lambda: not router.follower.degraded)
+    assert router.workers() == [mine]
+    await router.follower.close()
+
+
 async def test_lost_data_is_not_lost_workers_until_the_grace_is_over() -> None:
     settings = quick_settings()
     directory = MemoryDirectory(settings)
