@@ -92,7 +92,7 @@ class Follower:
                 await asyncio.sleep(self._settings.retry_max_s)
 
     def _note_failure(self, reason: str) -> None:
-        if not self.degraded:
+        if not self.degraded or not self.failures:
             _logger.warning("going on without the directory: %s", reason)
         self.degraded = True
         self.failures += 1

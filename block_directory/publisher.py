@@ -103,7 +103,7 @@ class Publisher:
                 await asyncio.sleep(self._settings.retry_max_s)
 
     def _note_failure(self, reason: str) -> None:
-        if self.healthy:
+        if self.healthy or not self.failures:
             _logger.warning("%s is out of touch with the directory: %s", self._record.worker_id, reason)
         self.failures += 1
         self._healthy.clear()

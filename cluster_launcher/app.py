@@ -221,8 +221,8 @@ def bench(context: typer.Context, what: Benchmark, as_json: Json = False) -> Non
 
 @app.command()
 def check(
-    seeds: Annotated[int, typer.Option(help="How many histories.")] = 1000,
-    first: Annotated[int, typer.Option(help="The first seed.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="How many histories.")] = 1000,
+    first: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Run the cluster's real code through simulated faults, one history a seed, and check that nothing is ever lost."""

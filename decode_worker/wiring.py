@@ -18,11 +18,11 @@ from decode_worker.scheduler import DecodeScheduler, SchedulerParts
 from decode_worker.service import DecodeService
 from decode_worker.settings import DecodeSettings, SpeculationSettings
 from decode_worker.speculation import Speculation
-from decode_worker.worker import DecodeParts, DecodeWorker, ServingEngine, Site
+from decode_worker.worker import DecodeParts, DecodeWorker, Site
 from inference_engine.bell import Bell
 from inference_engine.block_pool import BlockPool
 from inference_engine.draft_model import DraftingEngine
-from inference_engine.engine_loader import LoadedEngine, engine_loader, with_draft
+from inference_engine.engine_loader import LoadedEngine, ServingEngine, engine_loader, with_draft
 from inference_engine.engine_loop import EngineLoop
 from inference_engine.served_model import open_draft_model, open_served_model
 from inference_engine.settings import EngineSettings

@@ -6,14 +6,12 @@ import os
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 from block_directory.directory import BlockDirectory
 from block_directory.publisher import Publisher
 from block_directory.settings import DirectorySettings
 from cluster_core.errors import WorkerLost
 from cluster_core.identity import Incarnation, Role, WorkerId
-from cluster_core.layout import KvLayout, ModelIdentity
 from cluster_core.workers import WorkerLoad, WorkerRecord
 from cluster_rpc.channels import ChannelPool
 from cluster_rpc.server import RpcServer
@@ -23,10 +21,9 @@ from decode_worker.scheduler import DecodeScheduler
 from decode_worker.settings import DecodeSettings, SpeculationSettings
 from inference_engine.bell import Bell
 from inference_engine.block_pool import BlockPool
-from inference_engine.engine_loop import EngineLoop, Stepping
-from inference_engine.grammar_preparer import GrammarPreparer
+from inference_engine.engine_loader import ServingEngine
+from inference_engine.engine_loop import EngineLoop
 from kv_transfer.importer import Importer
-from kv_transfer.memory import BlockMemory
 from kv_transfer.transport import Transport
 
 log = logging.getLogger(__name__)
@@ -35,38 +32,6 @@ SWEEP_S = 0.25
 """How often paused answers, late imports and the engine's step are looked at."""
 
 DRAIN_POLL_S = 0.02
-
-
-class EngineMemory(BlockMemory, Protocol):
-    """The blocks of an engine."""
-
-    def copy_block(self, source: int, target: int) -> None:
-        """Make block ``target`` hold what block ``source`` holds."""
-        ...
-
-
-class ServingEngine(Stepping, Protocol):
-    """What a worker needs of an engine beside its steps."""
-
-    @property
-    def grammars(self) -> GrammarPreparer:
-        """The grammars over the model's tokens."""
-        ...
-
-    @property
-    def identity(self) -> ModelIdentity:
-        """The model."""
-        ...
-
-    @property
-    def layout(self) -> KvLayout:
-        """The shape of a block."""
-        ...
-
-    @property
-    def memory(self) -> EngineMemory:
-        """The blocks."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,8 +34,8 @@ class BlockBytes(Protocol):
         ...
 
 
-class LoadedEngine(Stepping, Protocol):
-    """`inference_engine.engine.Engine` or `inference_engine.hash_lm.HashEngine`."""
+class ServingEngine(Stepping, Protocol):
+    """What a worker needs of an engine beside its steps."""
 
     @property
     def grammars(self) -> GrammarPreparer:
@@ -56,6 +56,10 @@ class LoadedEngine(Stepping, Protocol):
     def memory(self) -> BlockBytes:
         """The blocks."""
         ...
+
+
+class LoadedEngine(ServingEngine, Protocol):
+    """`inference_engine.engine.Engine` or `inference_engine.hash_lm.HashEngine`."""
 
     def prepare_decode(self, sequences: int) -> None:
         """Do now what the first decode steps of up to so many sequences would wait for."""

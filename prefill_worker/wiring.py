@@ -10,7 +10,7 @@ from cluster_rpc.server import HANDOFF, PREFILL, WORKER, RpcServer
 from cluster_rpc.worker_service import WorkerStatusService
 from inference_engine.bell import Bell
 from inference_engine.block_pool import BlockPool
-from inference_engine.engine_loader import engine_loader
+from inference_engine.engine_loader import ServingEngine, engine_loader
 from inference_engine.engine_loop import EngineLoop
 from inference_engine.served_model import open_served_model
 from inference_engine.settings import EngineSettings
@@ -21,7 +21,7 @@ from kv_transfer.transport import Transport, make_transport
 from prefill_worker.scheduler import PrefillScheduler, SchedulerParts
 from prefill_worker.service import HandoffService, PrefillService
 from prefill_worker.settings import PrefillSettings
-from prefill_worker.worker import PrefillParts, PrefillWorker, ServingEngine, Site
+from prefill_worker.worker import PrefillParts, PrefillWorker, Site
 
 
 def build_worker(document: Document, worker_id: WorkerId, directory_url: str) -> PrefillWorker:

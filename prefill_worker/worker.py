@@ -6,23 +6,20 @@ import os
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from block_directory.directory import BlockDirectory
 from block_directory.publisher import Publisher
 from block_directory.settings import DirectorySettings
 from cluster_core.errors import WorkerLost
 from cluster_core.identity import Incarnation, Role, WorkerId
-from cluster_core.layout import KvLayout, ModelIdentity
 from cluster_core.workers import WorkerLoad, WorkerRecord
 from cluster_rpc.server import RpcServer
 from cluster_rpc.worker_process import reachable_host
 from inference_engine.bell import Bell
 from inference_engine.block_pool import BlockPool
-from inference_engine.engine_loop import EngineLoop, Stepping
-from inference_engine.grammar_preparer import GrammarPreparer
+from inference_engine.engine_loader import ServingEngine
+from inference_engine.engine_loop import EngineLoop
 from kv_transfer.exporter import Exporter
-from kv_transfer.memory import BlockMemory
 from kv_transfer.transport import Transport
 from prefill_worker.scheduler import PrefillScheduler
 from prefill_worker.settings import PrefillSettings
@@ -33,30 +30,6 @@ SWEEP_S = 0.25
 """How often leases and the engine's step are looked at."""
 
 DRAIN_POLL_S = 0.02
-
-
-class ServingEngine(Stepping, Protocol):
-    """What a worker needs of an engine beside its steps."""
-
-    @property
-    def grammars(self) -> GrammarPreparer:
-        """The grammars over the model's tokens."""
-        ...
-
-    @property
-    def identity(self) -> ModelIdentity:
-        """The model."""
-        ...
-
-    @property
-    def layout(self) -> KvLayout:
-        """The shape of a block."""
-        ...
-
-    @property
-    def memory(self) -> BlockMemory:
-        """The blocks."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,8 +8,11 @@ from dataclasses import replace
 import pytest
 
 from block_directory.directory import BlockDirectory, WorkersChanged
+from block_directory.follower import Follower
+from block_directory.index import PrefixIndex
 from block_directory.memory_directory import MemoryDirectory
 from block_directory.publisher import EVENT_HASHES, Publisher, merge_events
+from block_directory.redis_directory import RedisDirectory
 from block_directory.settings import DirectorySettings
 from cluster_core.blocks import CacheCleared
 from cluster_core.errors import PartUnavailable
@@ -185,3 +188,22 @@ def test_merging_tells_the_same_in_fewer_events() -> None:
     long = [stored(*range(EVENT_HASHES)), stored(7777)]
     assert [len(each.hashes) for each in merge_events(long) if not isinstance(each, CacheCleared)] == [EVENT_HASHES, 1]
     assert blocks(7777)[0] == block(7777)
+
+
+async def test_a_directory_that_was_never_there_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    settings, pool = quick_settings(), Pool()
+    directory = RedisDirectory("redis://127.0.0.1:1", settings)
+    publisher = Publisher(directory, record(), pool.drain_events, pool.cached_hashes, settings)
+    follower = Follower(directory, PrefixIndex(), lambda _: None, settings)
+    await publisher.start()
+    await follower.start()
+    await eventually(lambda: publisher.failures >= 2 and follower.failures >= 2)
+    await publisher.close()
+    await follower.close()
+    await directory.close()
+    told = [entry.getMessage() for entry in caplog.records if "127.0.0.1" in entry.getMessage()]
+    assert len(told) == 2
+    assert {text.split(":")[0] for text in told} == {
+        "decode-0 is out of touch with the directory",
+        "going on without the directory",
+    }
