@@ -15,7 +15,7 @@ from collections.abc import Callable
 from block_directory.directory import BlockDirectory, Cursor, LogEntry, LogPage, WorkersChanged
 from block_directory.index import PrefixIndex
 from block_directory.replica import Replica
-from block_directory.settings import DirectorySettings
+from block_directory.settings import CURE, DirectorySettings
 from cluster_core.blocks import BlocksRemoved, BlocksStored
 from cluster_core.errors import PartUnavailable
 from cluster_core.identity import Incarnation, WorkerId
@@ -93,7 +93,7 @@ class Follower:
 
     def _note_failure(self, reason: str) -> None:
         if not self.degraded or not self.failures:
-            _logger.warning("going on without the directory: %s", reason)
+            _logger.warning("going on without the directory: %s%s", reason, CURE)
         self.degraded = True
         self.failures += 1
         self._begin_grace()

@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from block_directory.directory import BlockDirectory
-from block_directory.settings import DirectorySettings
+from block_directory.settings import CURE, DirectorySettings
 from cluster_core.blocks import BlockEvent, BlocksRemoved, BlocksStored, CacheCleared
 from cluster_core.errors import PartUnavailable
 from cluster_core.identity import BlockHash
@@ -104,7 +104,7 @@ class Publisher:
 
     def _note_failure(self, reason: str) -> None:
         if self.healthy or not self.failures:
-            _logger.warning("%s is out of touch with the directory: %s", self._record.worker_id, reason)
+            _logger.warning("%s is out of touch with the directory: %s%s", self._record.worker_id, reason, CURE)
         self.failures += 1
         self._healthy.clear()
         if self._events_source():

@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 
 _CLUSTER = re.compile(r"[A-Za-z0-9._-]{1,64}")
+CURE = "; serving goes on and it is tried again: does its server run, and is the URL right?"
+"""What is added wherever the server's silence is told."""
 _SCHEMES = ("redis://", "rediss://", "unix://")
 
 

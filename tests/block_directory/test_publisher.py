@@ -203,6 +203,7 @@ async def test_a_directory_that_was_never_there_is_told_once(caplog: pytest.LogC
     await directory.close()
     told = [entry.getMessage() for entry in caplog.records if "127.0.0.1" in entry.getMessage()]
     assert len(told) == 2
+    assert all("is the URL right" in text for text in told)
     assert {text.split(":")[0] for text in told} == {
         "decode-0 is out of touch with the directory",
         "going on without the directory",
