@@ -4,6 +4,7 @@ PYTHON ?= python3
 PIP_OPTIONS ?=
 TEST_OPTIONS ?=
 BENCH ?= kv engine serve route
+CHECK_REQUESTS ?= 1000000
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,7 +16,7 @@ PROTOS := $(sort $(wildcard proto/cluster_rpc/v1/*.proto))
 PROTOC = $(BIN)/python -m grpc_tools.protoc -I proto --python_out=$(1) --grpc_python_out=$(1) --pyi_out=$(1) $(PROTOS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-deploy bench proto clean
+.PHONY: help setup demo check test check-long test-deploy bench proto clean
 
 help:  ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +69,14 @@ $(VENV)/.triton: $(STAMP)
 test: setup $(VENV)/.triton $(VENV)/.bfloat16  ## all tests but those of make test-deploy
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not deploy and not alone" $(TEST_OPTIONS)
 	$(BIN)/python -m pytest -m alone $(TEST_OPTIONS)
+
+# Each line's facts are committed; what a line does alone, shorter: `baton check --help`.
+check-long: setup  ## prove it, for hours: 10^6 simulated requests (CHECK_REQUESTS), corruptions, machines, bugs, 72 cells
+	$(BIN)/python -m tests.planted_bugs --json > docs/proof/planted_bugs.json
+	$(BIN)/baton check --corruptions 10000 --blocks 1000000 --json > docs/proof/corruptions.json
+	$(BIN)/python -m tests.machines --json > docs/proof/state_machines.json
+	$(BIN)/python -m tests.failure_grid --json docs/proof/failure_grid.json
+	$(BIN)/baton check --requests $(CHECK_REQUESTS) --json > docs/proof/simulation.json
 
 test-deploy: setup  ## `ray up` over ssh on this machine (slow)
 	$(BIN)/python -m pytest -m deploy $(TEST_OPTIONS)

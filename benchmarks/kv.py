@@ -1,245 +1,185 @@
-"""How fast KV blocks move between two processes of one machine: against memcpy and against UCX's own program.
+"""How fast lots of KV blocks move between two processes of one machine, against its limits and against others.
 
-This process receives, as a decode worker does; `benchmarks.kv_sides` sends. Blocks come from and go to memory larger
-than any cache, as many in flight as a hand-over has by default. memcpy is one thread copying the same bytes within one
-process, block by block: with CMA the kernel makes that same copy, and nothing can be faster.
+This process receives, as a decode worker does; `benchmarks.kv_sides` has the blocks. Everybody moves the same lists of
+blocks (`benchmarks.block_lots`) in turn: Baton's transport by its public contract, one thread of memcpy, the kernel's
+`process_vm_readv` (what UCX's CMA does, and so the transport's own limit on one host), plain TCP sockets against
+Baton's transport over TCP, and NIXL by its own API in processes of its own. `ucx_perftest`, UCX's own program, cannot
+be given lists: it sends one buffer again and again, which the caches hold.
 """
 
 import asyncio
+import contextlib
 import statistics
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
-from itertools import count
-from typing import Any
-
-import numpy as np
-import torch
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from benchmarks import report, ucx_perftest
-from benchmarks.kv_sides import (
-    ATTEMPT,
-    EXPORTER,
-    HANDOVER_BLOCKS,
-    HASHES,
-    LAYOUT,
-    MEMORY_BYTES,
-    TRIGGER_BYTES,
-    Blocks,
-    Echoes,
-    Offer,
-    Order,
-    new_memory,
-    order_line,
-    transfer_settings,
-    windowed,
-)
-from benchmarks.peer_process import PeerProcess, running
-from cluster_core.holds import RequestHold
-from cluster_core.identity import Incarnation, RequestId, WorkerId
-from cluster_rpc.channels import ChannelPool
-from cluster_rpc.worker_messages import PrefillOrigin
-from decode_worker.handoff_call import GrpcBlockSource
-from inference_engine.block_pool import BlockPool
-from inference_engine.kv_pool import KvPool
-from kv_transfer.importer import Importer, ImportJob
-from kv_transfer.transport import Transport, make_transport
+from benchmarks.block_lots import KINDS, POOL_BYTES, QUICK_POOL_BYTES, SIZES, LotKind, kind_name
+from benchmarks.kv_orders import HANDOVER_BLOCKS, LAYOUT, SHARED_MEMORY, TCP, TRIGGER_BYTES
+from benchmarks.kv_receiver import Handovers, Receiver, both_sides
+from benchmarks.nixl_sides import OPERATIONS, NixlPair, installed, nixl_pair
 
-TLS = "posix,cma,self,tcp"
-"""UCX_TLS of both sides and of the peer."""
-SIZES = {"64KiB": 64 * 1024, "192KiB": 192 * 1024, "1MiB": 1024 * 1024}
-AIM_SIZE, AIM_PART = "1MiB", 0.5
+TCP_SIZES = ("64KiB", "192KiB", "1MiB")
+MANY = 2000
+PEER_IN_FLIGHT = 64
+"""Messages that `ucx_perftest` has on their way at once."""
+SMALL_BYTES = 64 * 1024
+LIMIT_AIM, SMALL_LIMIT_AIM = 0.85, 0.6
+"""Of the transport's own limit, for blocks of 64 KiB and more, and for smaller ones."""
+COPY_AIM_SIZE, COPY_AIM = "1MiB", 0.6
+NIXL_AIM = 1.0
+HANDOVER_KIND = LotKind(size=LAYOUT.block_bytes, count=HANDOVER_BLOCKS, scattered=True)
 CASES = (
-    *(f"kv.blocks.{size}.{against}" for size in SIZES for against in ("memcpy", "ucx_perftest")),
-    f"kv.blocks.{AIM_SIZE}.aim",
+    *(f"kv.{name}.{against}" for name in KINDS for against in ("memcpy", "cma", "nixl")),
+    *(f"kv.{name}.ucx_perftest" for name in SIZES),
+    *(
+        f"kv.tcp.{kind_name(name, MANY, scattered=False)}.{against}"
+        for name in TCP_SIZES
+        for against in ("sockets", "ucx_perftest")
+    ),
     "kv.round_trip.sleeping",
     "kv.round_trip.polling",
     "kv.handover.32x192KiB",
 )
 
 Measurement = Callable[[], Awaitable[float]]
+Name = TypeVar("Name")
 
 
-class Receiver:
-    """Asks the sender for something, receives it, and says how long that took."""
-
-    def __init__(
-        self, sender: PeerProcess, sender_address: bytes, transport: Transport, source: GrpcBlockSource
-    ) -> None:
-        self._sender = sender
-        self._sender_address = sender_address
-        self._transport = transport
-        self._source = source
-        self._memory = new_memory()
-        self._tags = count(1 << 32, 1 << 24)
-        self._requests = count()
-        self._in_flight = transfer_settings(TLS).blocks_in_flight
-
-    async def blocks_s(self, blocks: int, size: int) -> float:
-        """Return the seconds that ``blocks`` blocks take, from the trigger's leaving to the last byte."""
-        tag = next(self._tags)
-        await self._order(Blocks(to=self._transport.address.hex(), tag=tag, count=blocks, size=size))
-        peer = await self._transport.connect(self._sender_address)
-        targets = self._memory[: blocks * size].reshape(blocks, size)
-        started = time.perf_counter()
-        await peer.send(np.zeros(TRIGGER_BYTES, np.uint8), tag)
-        await windowed(blocks, self._in_flight, lambda number: peer.receive(targets[number], tag + 1 + number))
-        return time.perf_counter() - started
-
-    async def round_trip_us(self, messages: int) -> float:
-        """Return the median round trip of ``messages`` small messages, in microseconds."""
-        tag = next(self._tags)
-        await self._order(Echoes(to=self._transport.address.hex(), tag=tag, count=messages))
-        peer = await self._transport.connect(self._sender_address)
-        message = np.zeros(TRIGGER_BYTES, np.uint8)
-        taken = []
-        for number in range(messages):
-            started = time.perf_counter()
-            back = peer.receive(message, tag + 2 * number + 1)
-            await peer.send(message, tag + 2 * number)
-            await back
-            taken.append(time.perf_counter() - started)
-        return 1e6 * statistics.median(taken)
-
-    async def handover_s(self, origin: PrefillOrigin, holds: BlockPool) -> float:
-        """Return the seconds of a whole hand-over of blocks that are sealed already, as the decode worker does it."""
-        request_id = RequestId(f"handover-{next(self._requests)}")
-        await self._order(Offer(request_id=request_id))
-        hold = RequestHold(request_id, ATTEMPT)
-        job = ImportJob(
-            request_id=request_id,
-            attempt=ATTEMPT,
-            exporter=origin.worker_id,
-            exporter_incarnation=origin.incarnation,
-            targets=tuple(holds.allocate(HANDOVER_BLOCKS, hold)),
-            kept=frozenset(),
-            hashes=HASHES,
-        )
-        started = time.perf_counter()
-        await self._source(origin, job)
-        taken = time.perf_counter() - started
-        holds.release(hold)
-        return taken
-
-    async def _order(self, order: Order) -> None:
-        self._sender.say(order_line(order))
-        await asyncio.to_thread(self._sender.hear)
+async def _in_turn(what: str, rounds: int, measurements: dict[Name, Measurement]) -> dict[Name, list[float]]:
+    """Return what each measured in the same ``rounds`` rounds; where there are several, one before them warms up."""
+    names = list(measurements)
+    results: dict[Name, list[float]] = {name: [] for name in names}
+    if rounds > 1:
+        for name in names:
+            await measurements[name]()
+    for position in report.turns(what, rounds, len(names)):
+        results[names[position]].append(await measurements[names[position]]())
+    return results
 
 
-@asynccontextmanager
-async def _both_sides() -> AsyncIterator[tuple[Receiver, PrefillOrigin, BlockPool]]:
-    """Start the sender and everything on this side; end all with the block."""
-    settings = transfer_settings(TLS)
-    async with AsyncExitStack() as exits:
-        sender = exits.enter_context(running("benchmarks.kv_sides", TLS))
-        transport_address, service_address = (await asyncio.to_thread(sender.hear)).split()
-        transport = make_transport(settings)
-        await transport.start()
-        exits.push_async_callback(transport.close)
-        memory = KvPool(LAYOUT, HANDOVER_BLOCKS, torch.device("cpu"))
-        holds = BlockPool(HANDOVER_BLOCKS)
-        importer = Importer(
-            transport=transport,
-            memory=memory,
-            holds=holds,
-            worker_id=WorkerId("decode-0"),
-            incarnation=Incarnation(9),
-            layout=LAYOUT,
-            settings=settings,
-        )
-        exits.push_async_callback(importer.close)
-        channels = ChannelPool()
-        exits.push_async_callback(channels.close)
-        source = GrpcBlockSource(importer, channels)
-        exits.push_async_callback(source.close)
-        origin = PrefillOrigin(worker_id=WorkerId("prefill-0"), incarnation=EXPORTER, address=service_address)
-        yield Receiver(sender, bytes.fromhex(transport_address), transport, source), origin, holds
+async def _lot_rows(receiver: Receiver, nixl: NixlPair | None, rounds: int, name: str) -> list[report.Row]:
+    """Return the rows of one kind of lots."""
+    kind = KINDS[name]
+    measurements: dict[str, Measurement] = {
+        "ours": lambda: receiver.ours_gb_s(kind, SHARED_MEMORY),
+        "memcpy": lambda: receiver.memcpy_gb_s(kind),
+        "cma": lambda: receiver.cma_gb_s(kind),
+    }
+    if nixl is not None:
+        measurements |= {
+            operation: lambda operation=operation: nixl.gb_s(kind, operation)  # type: ignore[misc]  # mypy loses it
+            for operation in OPERATIONS
+        }
+    figures = await _in_turn(f"{name} blocks", rounds, measurements)
+    ours = figures["ours"]
+    memcpy = _against(f"kv.{name}.memcpy", ours, "memcpy, one thread", figures["memcpy"])
+    cma = _against(f"kv.{name}.cma", ours, "process_vm_readv", figures["cma"])
+    rows = [
+        memcpy.aiming_at(COPY_AIM) if kind.size == SIZES[COPY_AIM_SIZE] else memcpy,
+        cma.aiming_at(LIMIT_AIM if kind.size >= SMALL_BYTES else SMALL_LIMIT_AIM),
+    ]
+    case = f"kv.{name}.nixl"
+    if nixl is None:
+        return [*rows, report.not_here(case, statistics.median(ours), "GB/s", "NIXL").aiming_at(NIXL_AIM)]
+    best = max(OPERATIONS, key=lambda operation: statistics.median(figures[operation]))
+    return [*rows, _against(case, ours, f"NIXL {best}", figures[best]).aiming_at(NIXL_AIM)]
 
 
-class Copies:
-    """memcpy within this process."""
-
-    def __init__(self) -> None:
-        self._source, self._target = new_memory(), new_memory()
-
-    async def gb_s(self, blocks: int, size: int) -> float:
-        """Copy ``blocks`` blocks of ``size`` bytes; return GB/s."""
-        sources: Any = self._source[: blocks * size].reshape(blocks, size)
-        targets: Any = self._target[: blocks * size].reshape(blocks, size)
-        started = time.perf_counter()
-        for source, target in zip(sources, targets, strict=True):
-            np.copyto(target, source)
-        return blocks * size / (time.perf_counter() - started) / 1e9
-
-
-async def _medians(what: str, rounds: int, measurements: list[Measurement]) -> list[float]:
-    for measurement in measurements:
-        await measurement()
-    results: list[list[float]] = [[] for _ in measurements]
-    for position in report.turns(what, rounds, len(measurements)):
-        results[position].append(await measurements[position]())
-    return [statistics.median(values) for values in results]
-
-
-async def _block_rows(receiver: Receiver, copies: Copies, rounds: int, total_bytes: int) -> list[report.Row]:
+async def _perftest_rows(receiver: Receiver, rounds: int, total_bytes: int) -> list[report.Row]:
+    """Return the rows against UCX's own program, which has one hot buffer."""
     rows = []
-    in_flight = transfer_settings(TLS).blocks_in_flight
     for name, size in SIZES.items():
-        blocks = total_bytes // size
-
-        async def ours(blocks: int = blocks, size: int = size) -> float:
-            return blocks * size / await receiver.blocks_s(blocks, size) / 1e9
-
-        async def memcpy(blocks: int = blocks, size: int = size) -> float:
-            return await copies.gb_s(blocks, size)
+        kind = KINDS[kind_name(name, MANY, scattered=False)]
 
         async def perftest(size: int = size) -> float:
-            return await asyncio.to_thread(ucx_perftest.bandwidth, TLS, size, 4 * total_bytes, in_flight)
+            return await asyncio.to_thread(ucx_perftest.bandwidth, SHARED_MEMORY, size, total_bytes, PEER_IN_FLIGHT)
 
-        case = f"kv.blocks.{name}"
-        value, copied, peer = await _medians(case, rounds, [ours, memcpy, perftest])
-        rows.append(report.higher_is_better(f"{case}.memcpy", value, "GB/s", "memcpy, one thread", copied))
-        rows.append(report.higher_is_better(f"{case}.ucx_perftest", value, "GB/s", "ucx_perftest tag_bw", peer))
-        if name == AIM_SIZE:
-            against = f"aim: {AIM_PART:.0%} of memcpy"
-            rows.append(report.higher_is_better(f"{case}.aim", value, "GB/s", against, AIM_PART * copied))
+        async def ours(kind: LotKind = kind) -> float:
+            return await receiver.ours_gb_s(kind, SHARED_MEMORY)
+
+        figures = await _in_turn(f"{name} ucx_perftest", rounds, {"ours": ours, "peer": perftest})
+        rows.append(_against(f"kv.{name}.ucx_perftest", figures["ours"], "ucx_perftest, one buffer", figures["peer"]))
+    return rows
+
+
+async def _tcp_rows(receiver: Receiver, rounds: int, total_bytes: int) -> list[report.Row]:
+    """Return the rows of Baton's transport where UCX has nothing but TCP."""
+    rows = []
+    for name in TCP_SIZES:
+        case = kind_name(name, MANY, scattered=False)
+        kind = KINDS[case]
+
+        async def ours(kind: LotKind = kind) -> float:
+            return await receiver.ours_gb_s(kind, TCP)
+
+        async def sockets(kind: LotKind = kind) -> float:
+            return await receiver.sockets_gb_s(kind)
+
+        async def perftest(size: int = kind.size) -> float:
+            return await asyncio.to_thread(ucx_perftest.bandwidth, TCP, size, total_bytes, PEER_IN_FLIGHT)
+
+        measurements: dict[str, Measurement] = {"ours": ours, "sockets": sockets, "perftest": perftest}
+        figures = await _in_turn(f"{case} over TCP", rounds, measurements)
+        plain = _against(f"kv.tcp.{case}.sockets", figures["ours"], "TCP sockets, loopback", figures["sockets"])
+        rows.append(plain.aiming_at(LIMIT_AIM))
+        against = "ucx_perftest, one buffer"
+        rows.append(_against(f"kv.tcp.{case}.ucx_perftest", figures["ours"], against, figures["perftest"]))
     return rows
 
 
 async def _round_trip_rows(receiver: Receiver, rounds: int, messages: int) -> list[report.Row]:
-    async def ours() -> float:
-        return await receiver.round_trip_us(messages)
-
     async def sleeping() -> float:
-        return await asyncio.to_thread(ucx_perftest.round_trip, TLS, TRIGGER_BYTES, messages, "sleep")
+        return await asyncio.to_thread(ucx_perftest.round_trip, SHARED_MEMORY, TRIGGER_BYTES, messages, "sleep")
 
     async def polling() -> float:
-        return await asyncio.to_thread(ucx_perftest.round_trip, TLS, TRIGGER_BYTES, 20 * messages, "poll")
+        return await asyncio.to_thread(ucx_perftest.round_trip, SHARED_MEMORY, TRIGGER_BYTES, 20 * messages, "poll")
 
-    value, sleep, poll = await _medians("kv.round_trip", rounds, [ours, sleeping, polling])
+    measurements: dict[str, Measurement] = {
+        "ours": lambda: receiver.round_trip_us(messages),
+        "sleep": sleeping,
+        "poll": polling,
+    }
+    figures = await _in_turn("round trip", rounds, measurements)
+    value, sleep, poll = (statistics.median(values) for values in figures.values())
     return [
         report.lower_is_better("kv.round_trip.sleeping", value, "us", "ucx_perftest tag_lat, sleeping", sleep),
         report.lower_is_better("kv.round_trip.polling", value, "us", "ucx_perftest tag_lat, spinning", poll),
     ]
 
 
+async def _handover_row(receiver: Receiver, handovers: Handovers, rounds: int) -> report.Row:
+    async def handover() -> float:
+        return 1e3 * await handovers.handover_s()
+
+    async def bare() -> float:
+        return HANDOVER_KIND.lot_bytes / await receiver.ours_gb_s(HANDOVER_KIND, SHARED_MEMORY) / 1e6
+
+    figures = await _in_turn("hand-over", rounds, {"ours": handover, "bare": bare})
+    value, moved = (statistics.median(values) for values in figures.values())
+    return report.lower_is_better("kv.handover.32x192KiB", value, "ms", "the bare transport, same blocks", moved)
+
+
+def _against(case: str, ours: list[float], against: str, theirs: list[float]) -> report.Row:
+    """Compare two rates, measured in the same rounds."""
+    row = report.higher_is_better(case, statistics.median(ours), "GB/s", against, statistics.median(theirs))
+    return row.over_rounds(ours, theirs)
+
+
 async def measure(*, quick: bool) -> list[report.Row]:
     """Return a row for each of `CASES`."""
     rounds = 1 if quick else 7
-    total_bytes = MEMORY_BYTES // 16 if quick else MEMORY_BYTES
-    async with _both_sides() as (receiver, origin, holds):
-        rows = await _block_rows(receiver, Copies(), rounds, total_bytes)
-        rows += await _round_trip_rows(receiver, rounds, 50 if quick else 1000)
-
-        async def handover() -> float:
-            return 1e3 * await receiver.handover_s(origin, holds)
-
-        async def bare() -> float:
-            return 1e3 * await receiver.blocks_s(HANDOVER_BLOCKS, LAYOUT.block_bytes)
-
-        value, moved = await _medians("kv.handover", 3 * rounds, [handover, bare])
-    case = "kv.handover.32x192KiB"
-    rows.append(report.lower_is_better(case, value, "ms", "the bare transport, same blocks", moved))
+    pool_bytes = QUICK_POOL_BYTES if quick else POOL_BYTES
+    rows = []
+    with contextlib.ExitStack() as exits:
+        nixl = exits.enter_context(nixl_pair(pool_bytes)) if installed() else None
+        async with both_sides(pool_bytes) as (receiver, handovers):
+            for name in KINDS:
+                rows += await _lot_rows(receiver, nixl, rounds, name)
+            rows += await _perftest_rows(receiver, rounds, pool_bytes)
+            rows += await _tcp_rows(receiver, rounds, pool_bytes)
+            rows += await _round_trip_rows(receiver, rounds, 50 if quick else 1000)
+            rows.append(await _handover_row(receiver, handovers, 3 * rounds))
     return rows
 
 

@@ -1,172 +1,163 @@
-"""The two sides of the block benchmark: what both processes have, and the process that sends.
+"""The side of the block benchmark that has the blocks.
 
-``python -m benchmarks.kv_sides TLS`` prints the address of its transport and that of its hand-over service, then obeys
-lines of JSON, each answered with ``ready`` once what it asks for waits for its trigger: `Blocks`, `Echoes`, `Offer`.
+``python -m benchmarks.kv_sides POOL_BYTES`` prints one line of JSON, `Facts`, then obeys lines of JSON, each answered
+with ``ready`` once it waits for what comes next; `Lots` are answered a second time, when all have left.
 """
 
 import asyncio
 import dataclasses
 import json
+import os
+import socket
 import sys
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any
+import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
+from benchmarks.block_lots import blocks_of, new_pool, places
+from benchmarks.kv_orders import (
+    ATTEMPT,
+    EXPORTER,
+    HANDOVER_BLOCKS,
+    HASHES,
+    LAYOUT,
+    SHARED_MEMORY,
+    TAGS_A_LOT,
+    TCP,
+    TRIGGER_BYTES,
+    Echoes,
+    Facts,
+    Lots,
+    Offer,
+    Order,
+    RawLots,
+    order_from,
+    transfer_settings,
+)
 from benchmarks.peer_process import orders
+from benchmarks.raw_transfer import pieces_of, send_pieces, tell_begin
 from cluster_core.holds import RequestHold
-from cluster_core.identity import Attempt, BlockHash, Incarnation, RequestId
-from cluster_core.layout import KvLayout
+from cluster_core.identity import RequestId
+from cluster_rpc.handoff_service import HandoffService
 from cluster_rpc.limits import INTERNAL
 from cluster_rpc.server import HANDOFF, RpcServer
 from inference_engine.block_pool import BlockPool
 from inference_engine.kv_pool import KvPool
-from kv_transfer.exporter import Exporter, SealedBlock
-from kv_transfer.settings import TransferSettings
-from kv_transfer.transport import Peer, make_transport
-from prefill_worker.service import HandoffService
+from kv_transfer.export_memory import SealedBlock
+from kv_transfer.exporter import Exporter
+from kv_transfer.lots import Lot
+from kv_transfer.transport import make_transport
 
-LAYOUT = KvLayout(layers=12, kv_heads=4, head_dim=64, block_size_tokens=16, dtype="bfloat16")
-"""The bench model's: blocks of 192 KiB."""
-HANDOVER_BLOCKS = 32
-HASHES = tuple(BlockHash(position.to_bytes(16, "big")) for position in range(HANDOVER_BLOCKS))
-MEMORY_BYTES = 128 * 2**20
-"""More than any cache holds."""
-TRIGGER_BYTES = 64
-EXPORTER = Incarnation(7)
-ATTEMPT = Attempt(1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Blocks:
-    """Send ``count`` blocks of ``size`` bytes with the tags after ``tag``, when a message with ``tag`` has come."""
-
-    to: str
-    tag: int
-    count: int
-    size: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Echoes:
-    """Send ``count`` messages back, each as soon as it comes: tag ``tag`` + 2 i in, the next one out."""
-
-    to: str
-    tag: int
-    count: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Offer:
-    """Export the pool's blocks as a finished prefill does."""
-
-    request_id: str
-
-
-Order = Blocks | Echoes | Offer
-
-
-def order_line(order: Order) -> str:
-    """Return the line that asks for ``order``."""
-    return json.dumps({"do": type(order).__name__} | dataclasses.asdict(order))
-
-
-def _order_from(line: str) -> Order:
-    fields: dict[str, Any] = json.loads(line)
-    kinds: dict[str, type[Order]] = {kind.__name__: kind for kind in (Blocks, Echoes, Offer)}
-    return kinds[fields.pop("do")](**fields)
-
-
-def transfer_settings(tls: str) -> TransferSettings:
-    """Return the default settings over ``tls``."""
-    return TransferSettings(ucx_tls=tls)
-
-
-def new_memory() -> "np.ndarray[Any, np.dtype[np.uint8]]":
-    """Return `MEMORY_BYTES` bytes that have been written: no page is missing when the clock runs."""
-    return np.random.default_rng(1).integers(0, 256, MEMORY_BYTES, dtype=np.uint8)
-
-
-async def windowed(count: int, in_flight: int, start: Callable[[int], Awaitable[object]]) -> None:
-    """Await ``start(0)`` to ``start(count - 1)``, never more than ``in_flight`` at once."""
-    numbers = iter(range(count))
-
-    async def lane() -> None:
-        for number in numbers:
-            await start(number)
-
-    async with asyncio.TaskGroup() as group:
-        for _ in range(min(in_flight, count)):
-            group.create_task(lane())
+Answer = Callable[[str], None]
 
 
 class Sender:
     """The process that has the blocks."""
 
-    def __init__(self, tls: str) -> None:
-        self._settings = transfer_settings(tls)
-        self._transport = make_transport(self._settings)
-        self._memory = new_memory()
+    def __init__(self, pool_bytes: int, answer: Answer) -> None:
+        """``answer`` says a line to the other side."""
+        self._answer = answer
+        self._memory = new_pool(pool_bytes)
+        self._transports = {tls: make_transport(transfer_settings(tls)) for tls in (SHARED_MEMORY, TCP)}
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._connection: socket.socket | None = None
         self._pool = KvPool(LAYOUT, HANDOVER_BLOCKS, torch.device("cpu"))
         self._holds = BlockPool(HANDOVER_BLOCKS)
         self._server = RpcServer(INTERNAL)
         self._exporter: Exporter
 
-    async def start(self) -> str:
-        """Become reachable; return the line that says where."""
-        await self._transport.start()
+    async def start(self) -> Facts:
+        """Become reachable."""
+        for transport in self._transports.values():
+            await transport.start()
         self._pool.storage.normal_()
         self._exporter = Exporter(
-            transport=self._transport,
+            transport=self._transports[SHARED_MEMORY],
             memory=self._pool,
             holds=self._holds,
             incarnation=EXPORTER,
             layout=LAYOUT,
-            settings=self._settings,
+            settings=transfer_settings(SHARED_MEMORY),
         )
         self._server.add(HANDOFF, HandoffService(self._exporter))
-        return f"{self._transport.address.hex()} {await self._server.start('127.0.0.1', 0)}"
+        return Facts(
+            transports={tls: transport.address.hex() for tls, transport in self._transports.items()},
+            service=await self._server.start("127.0.0.1", 0),
+            pid=os.getpid(),
+            pool_address=self._memory.ctypes.data,
+            port=self._listener.getsockname()[1],
+        )
 
     async def close(self) -> None:
         """Let go of everything."""
         await self._server.close()
-        await self._transport.close()
+        for transport in self._transports.values():
+            await transport.close()
+        if self._connection is not None:
+            self._connection.close()
+        self._listener.close()
 
-    async def obey(self, order: Order, ready: Callable[[], None]) -> None:
-        """Do what is asked; ``ready`` is called when the other side may begin."""
+    async def obey(self, order: Order) -> None:
+        """Do what is asked."""
         match order:
+            case Lots():
+                await self._send_lots(order)
+            case RawLots():
+                self._send_raw(order)
+            case Echoes():
+                await self._echo(order)
             case Offer():
                 await self._offer(order)
-                ready()
-            case Blocks():
-                peer = await self._transport.connect(bytes.fromhex(order.to))
-                trigger = peer.receive(np.zeros(TRIGGER_BYTES, np.uint8), order.tag)
-                ready()
-                await trigger
-                await self._send(peer, order)
-            case Echoes():
-                peer = await self._transport.connect(bytes.fromhex(order.to))
-                message = np.zeros(TRIGGER_BYTES, np.uint8)
-                coming = peer.receive(message, order.tag)
-                ready()
-                for number in range(1, order.count + 1):
-                    await coming
-                    coming = peer.receive(message, order.tag + 2 * number)
-                    await peer.send(message, order.tag + 2 * number - 1)
-                peer.abort()
 
-    async def _send(self, peer: Peer, order: Blocks) -> None:
-        blocks = self._memory[: order.count * order.size].reshape(order.count, order.size)
-        await windowed(
-            order.count,
-            self._settings.blocks_in_flight,
-            lambda number: peer.send(blocks[number], order.tag + 1 + number),
-        )
+    async def _send_lots(self, order: Lots) -> None:
+        kind = order.kind
+        rows = blocks_of(self._memory, kind.size)
+        peer = await self._transports[order.tls].connect(bytes.fromhex(order.to))
+        lots = []
+        for number in range(order.number):
+            sources = places(kind, order.first + number, len(self._memory))[0].tolist()
+            tag = order.tag + number * TAGS_A_LOT + 1
+            lots.append(Lot(rows=rows, indices=sources, tag=tag, numbers=range(len(sources))))
+        triggers = [
+            peer.receive(np.zeros(TRIGGER_BYTES, np.uint8), order.tag + number * TAGS_A_LOT)
+            for number in range(order.number)
+        ]
+        self._answer("ready")
+        began = []
+        for trigger, lot in zip(triggers, lots, strict=True):
+            await trigger
+            began.append(time.perf_counter())
+            await peer.send_lot(lot)
+        self._answer(json.dumps(began))
+
+    def _send_raw(self, order: RawLots) -> None:
+        """Block the loop: nothing else goes on meanwhile."""
+        self._answer("ready")
+        if self._connection is None:
+            self._connection, _ = self._listener.accept()
+            self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for number in range(order.first, order.first + order.number):
+            sources, _ = places(order.kind, number, len(self._memory))
+            pieces = pieces_of(self._memory, order.kind.size, sources) if order.send else []
+            self._connection.recv(1)
+            tell_begin(self._connection)
+            send_pieces(self._connection, pieces)
+
+    async def _echo(self, order: Echoes) -> None:
+        peer = await self._transports[SHARED_MEMORY].connect(bytes.fromhex(order.to))
+        message = np.zeros(TRIGGER_BYTES, np.uint8)
+        coming = peer.receive(message, order.tag)
+        self._answer("ready")
+        for number in range(1, order.count + 1):
+            await coming
+            coming = peer.receive(message, order.tag + 2 * number)
+            await peer.send(message, order.tag + 2 * number - 1)
+        peer.abort()
 
     async def _offer(self, order: Offer) -> None:
-        async with asyncio.timeout(self._settings.lease_s):
+        async with asyncio.timeout(transfer_settings(SHARED_MEMORY).lease_s):
             # The acceptance of the last hand-over may still be on its way.
             while self._holds.available() < HANDOVER_BLOCKS:  # noqa: ASYNC110  # the pool has no event for it
                 await asyncio.sleep(0.001)
@@ -182,21 +173,22 @@ class Sender:
         )
         export.finish(first_token_id=1)
         self._holds.release(hold)
+        self._answer("ready")
 
 
-async def main(tls: str) -> None:
+async def main(pool_bytes: int) -> None:
     """Obey until the input ends or a signal comes."""
-    sender = Sender(tls)
 
     def answer(line: str) -> None:
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
 
-    answer(await sender.start())
+    sender = Sender(pool_bytes, answer)
+    answer(json.dumps(dataclasses.asdict(await sender.start())))
     async for line in orders():
-        await sender.obey(_order_from(line), lambda: answer("ready"))
+        await sender.obey(order_from(line))
     await sender.close()
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1]))
+    asyncio.run(main(int(sys.argv[1])))

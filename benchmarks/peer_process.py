@@ -13,6 +13,8 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 ANSWER_TIMEOUT_S = 120.0
+INPUT_END_S = 1.0
+"""How long a process has to end by itself when its input does, as those do that obey lines."""
 STOP_TIMEOUT_S = 60.0
 
 
@@ -50,7 +52,10 @@ class PeerProcess:
 def running(
     module: str, *arguments: str, log: Path | None = None, environment: Mapping[str, str] | None = None
 ) -> Iterator[PeerProcess]:
-    """Run ``python -m MODULE ARGUMENTS`` until the block ends, then end it as Ctrl-C does, by force after a while."""
+    """Run ``python -m MODULE ARGUMENTS`` until the block ends.
+
+    Then end its input, after a while the process, as Ctrl-C does, and after a longer one by force.
+    """
     with running_command(
         [sys.executable, "-m", module, *arguments], log=log, environment=dict(os.environ) | dict(environment or {})
     ) as process:
@@ -106,6 +111,8 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     assert process.stdin is not None
     with suppress(BrokenPipeError):
         process.stdin.close()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(INPUT_END_S)
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
     try:

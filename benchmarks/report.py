@@ -1,7 +1,8 @@
 """What every benchmark prints: the machine, and one row a comparison.
 
 ``{"machine": {...}, "rows": [{"case", "value", "unit", "against", "against_value", "ratio"}, ...]}``: ``against`` names
-the limit or the peer that was measured in the same run, and ``ratio`` above 1 means that ours is better.
+the limit or the peer that was measured in the same run, and ``ratio`` above 1 means that ours is better. A row may say
+more: ``aim`` (the least ratio that was promised) with ``met``, and the ``spread`` of the ratio over the rounds.
 """
 
 import argparse
@@ -31,9 +32,42 @@ class Row:
     value: float
     unit: str
     against: str
-    against_value: float
-    ratio: float
+    against_value: float | None
+    """None: the peer is not here, as ``against`` says."""
+    ratio: float | None
     """Above 1: ours is better."""
+    aim: float | None = None
+    """The least ratio that was promised; None: nothing was."""
+    met: bool | None = None
+    """Whether ``ratio`` is ``aim`` or more; None where one of them is missing."""
+    spread: tuple[float, float] | None = None
+    """The first and the third quartile of the ratios of single rounds, where there were several."""
+
+    def aiming_at(self, ratio: float) -> "Row":
+        """Return this row with its aim."""
+        met = None if self.ratio is None else self.ratio >= ratio
+        return dataclasses.replace(self, aim=ratio, met=met)
+
+    def over_rounds(self, ours: Sequence[float], theirs: Sequence[float]) -> "Row":
+        """Return this row, of a rate, with the spread of the rounds' ratios."""
+        if len(ours) < 2:
+            return self
+        first, _, third = statistics.quantiles([one / other for one, other in zip(ours, theirs, strict=True)], n=4)
+        return dataclasses.replace(self, spread=(first, third))
+
+    def as_json(self) -> dict[str, object]:
+        """Return the fields that say something; those that every row has are there in any case."""
+        fields = dataclasses.asdict(self)
+        return {name: value for name, value in fields.items() if name not in _OPTIONAL or value is not None}
+
+
+_OPTIONAL = ("aim", "met", "spread")
+
+
+def not_here(case: str, value: float, unit: str, peer: str) -> Row:
+    """Return the row of a comparison with a peer that is not installed."""
+    against = f"{peer}: not installed"
+    return Row(case=case, value=value, unit=unit, against=against, against_value=None, ratio=None)
 
 
 def higher_is_better(case: str, value: float, unit: str, against: str, against_value: float) -> Row:
@@ -93,12 +127,17 @@ def parser(description: str) -> argparse.ArgumentParser:
 def show(rows: Sequence[Row], *, as_json: bool) -> None:
     """Print the result on standard output."""
     if as_json:
-        json.dump({"machine": machine(), "rows": [dataclasses.asdict(row) for row in rows]}, sys.stdout, indent=1)
+        json.dump({"machine": machine(), "rows": [row.as_json() for row in rows]}, sys.stdout, indent=1)
         sys.stdout.write("\n")
         return
-    table = Table("case", "value", "unit", "against", "its value", "ratio")
+    table = Table("case", "value", "unit", "against", "its value", "ratio", "aim")
     for row in rows:
-        table.add_row(
-            row.case, f"{row.value:.4g}", row.unit, row.against, f"{row.against_value:.4g}", f"{row.ratio:.3g}"
-        )
+        theirs, ratio = ("-" if each is None else f"{each:.4g}" for each in (row.against_value, row.ratio))
+        table.add_row(row.case, f"{row.value:.4g}", row.unit, row.against, theirs, ratio, _verdict(row))
     Console(width=150).print(table)
+
+
+def _verdict(row: Row) -> str:
+    if row.aim is None:
+        return ""
+    return f"{row.aim:.3g}" if row.met is None else f"{row.aim:.3g} {'met' if row.met else 'MISSED'}"

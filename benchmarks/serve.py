@@ -2,17 +2,16 @@
 
 One prefill and one decode worker with the bench model, one thread each, started by `baton up`. Split placement (every
 request is handed over) is compared with local placement (the decode worker reads the prompt itself) on the same
-workers, in turn; the hand-over with its aim and with one memcpy of the same KV. Every prompt has a salt of its own, so
+workers, in turn; the hand-over with its aims and with one memcpy of the same KV. Every prompt has a salt of its own, so
 that nothing is cached unless a case asks for it.
 """
 
 import asyncio
-import itertools
-import random
+import math
 import statistics
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,110 +19,80 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import report
+from benchmarks.asker import STREAMS, Asker, Seen
 from benchmarks.serving_cluster import Routers, serving
 from cluster_rpc.client import BatonClient
 
-PROMPT_TOKENS = (512, 1024, 3000)
-ANSWER_TOKENS = 16
 CACHED_PROMPT_TOKENS = 1024
-AIM_PROMPT_TOKENS, AIM_S = 512, 0.010
-STREAMS, STREAM_PROMPT_TOKENS, STREAM_TOKENS = 8, 128, 64
+MEDIAN_AIM_S, P99_AIM_S = 0.005, 0.020
+EXPOSED_AIM_PERCENT = 1.0
+PENALTY_AIM = 1.1
+"""What the gap before the second token may be of the gaps after it."""
+FIRST_AIM = 1.5
+"""What the first request after a start may take of what the hundredth takes."""
+FIRST_PROMPT_TOKENS, FIRST_ANSWER_TOKENS = 64, 8
+"""Of a small request: what only the first one does would be hidden in a long prefill."""
 TOKEN_KV_BYTES = 12 * 1024
 RESOLUTION_S = 1e-4
 """A hand-over hidden behind the prefill is the difference of two equal gaps, and may come out below 0: this stands for
 all that cannot be told from the jitter of a decode step."""
-WORDS = 8190
-"""Token ids below this are plain words of the bench model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompts:
+    """Requests of one length."""
+
+    tokens: int
+    answer_tokens: int
+    requests: int
+    """How many are handed over. The p99 of fewer than 100 is the longest of them."""
+    shows_exposed: bool = False
+
+
+PROMPTS = (
+    Prompts(tokens=512, answer_tokens=16, requests=50),
+    Prompts(tokens=1024, answer_tokens=64, requests=20, shows_exposed=True),
+    Prompts(tokens=3000, answer_tokens=64, requests=10, shows_exposed=True),
+)
+LOCAL_REQUESTS = 3
+"""Requests of each length that are not handed over."""
 CASES = (
-    *(f"serve.ttft.{tokens}" for tokens in PROMPT_TOKENS),
-    *(f"serve.{what}.{tokens}.memcpy" for tokens in PROMPT_TOKENS for what in ("handover", "second_gap")),
-    f"serve.handover.{AIM_PROMPT_TOKENS}.aim",
-    f"serve.second_gap.{AIM_PROMPT_TOKENS}.aim",
+    "serve.first_request",
+    *(f"serve.ttft.{prompts.tokens}" for prompts in PROMPTS),
+    *(
+        f"serve.{what}.{prompts.tokens}.{against}"
+        for prompts in PROMPTS
+        for what in ("handover", "second_gap")
+        for against in ("memcpy", "median", "p99")
+    ),
+    *(f"serve.second_token.{prompts.tokens}" for prompts in PROMPTS),
+    *(f"serve.exposed.{prompts.tokens}" for prompts in PROMPTS if prompts.shows_exposed),
     f"serve.ttft.{CACHED_PROMPT_TOKENS}.cached",
     f"serve.streams.{STREAMS}",
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
-    """What one request took, in seconds."""
-
-    ttft_s: float
-    second_gap_s: float
-    """From the first token to the second, less the median gap between later tokens."""
-    handover_s: float
-    """The same as the router says it."""
-    transfer_s: float = 0.0
-    exposed_s: float = 0.0
+def p99(values: Sequence[float]) -> float:
+    """Return the value that 99 of 100 do not exceed: of fewer than 100, the largest."""
+    return sorted(values)[math.ceil(0.99 * len(values)) - 1]
 
 
-class Asker:
-    """Sends requests to one router."""
-
-    def __init__(self, client: BatonClient, *, split: bool) -> None:
-        self._client = client
-        self._split = split
-        self._salts = itertools.count()
-        self._random = random.Random(1)  # noqa: S311  # prompts, not secrets
-
-    async def ask_new(self, prompt_tokens: int) -> Seen:
-        """Send a prompt that nobody has seen."""
-        return await self.ask(self.new_prompt(prompt_tokens), self.new_salt())
-
-    def new_prompt(self, tokens: int) -> list[int]:
-        """Draw a prompt."""
-        return [self._random.randrange(WORDS) for _ in range(tokens)]
-
-    def new_salt(self) -> str:
-        """Return a salt that shares no cached block with anybody."""
-        return f"{'split' if self._split else 'local'} {next(self._salts)}"
-
-    async def ask(self, prompt: list[int], salt: str) -> Seen:
-        """Send ``prompt``; check that it went where it should."""
-        arrivals: list[float] = []  # of each token
-        started = time.perf_counter()
-        completion = None
-        async for chunk in self._client.generate(
-            prompt, max_tokens=ANSWER_TOKENS, temperature=0.0, ignore_eos=True, cache_salt=salt
-        ):
-            arrivals += [time.perf_counter()] * len(chunk.token_ids)
-            completion = chunk.completion
-        assert completion is not None, "an answer ends with a completion"
-        attempt = (await self._client.get_placement(completion.request_id))[-1]
-        assert (attempt.chosen.prefill_worker is not None) == self._split, "the router chose another placement"
-        gaps = [later - earlier for earlier, later in itertools.pairwise(arrivals)]
-        return Seen(
-            ttft_s=arrivals[0] - started,
-            second_gap_s=gaps[0] - statistics.median(gaps[1:]),
-            handover_s=completion.timings.handover_s,
-            transfer_s=attempt.handoff.transfer_s if attempt.handoff else 0.0,
-            exposed_s=attempt.handoff.exposed_s if attempt.handoff else 0.0,
-        )
-
-    async def tokens_per_s(self) -> float:
-        """Return the tokens that `STREAMS` streams write in a second, their prompts' reading included."""
-
-        async def stream() -> int:
-            answer = await self._client.generate_text(
-                self.new_prompt(STREAM_PROMPT_TOKENS),
-                max_tokens=STREAM_TOKENS,
-                temperature=0.0,
-                ignore_eos=True,
-                cache_salt=self.new_salt(),
-            )
-            return len(answer.token_ids)
-
-        started = time.perf_counter()
-        async with asyncio.TaskGroup() as group:
-            streams = [group.create_task(stream()) for _ in range(STREAMS)]
-        return sum(each.result() for each in streams) / (time.perf_counter() - started)
+async def _first_request_row(split: Asker, requests: int) -> report.Row:
+    """Compare the very first request of a cluster with its hundredth: the median of the last tenth of a hundred."""
+    taken = [
+        (await split.ask_new(FIRST_PROMPT_TOKENS, FIRST_ANSWER_TOKENS)).total_s
+        for _ in report.turns("the first request, and those after it", requests, 1)
+    ]
+    later_s = statistics.median(taken[-max(1, requests // 10) :])
+    row = _in_ms("serve.first_request", taken[0], f"the {requests}th", later_s)
+    return row.aiming_at(1 / FIRST_AIM)
 
 
 async def _first_and_second(asker: Asker) -> tuple[float, float]:
     """Return the times to the first token of a new prompt and of the same prompt again."""
     prompt, salt = asker.new_prompt(CACHED_PROMPT_TOKENS), asker.new_salt()
-    first = await asker.ask(prompt, salt)
-    again = await asker.ask(prompt, salt)
+    first = await asker.ask(prompt, salt, FIRST_ANSWER_TOKENS)
+    again = await asker.ask(prompt, salt, FIRST_ANSWER_TOKENS)
     return first.ttft_s, again.ttft_s
 
 
@@ -136,33 +105,53 @@ def _memcpy_s(tokens: int) -> float:
     return (time.perf_counter() - started) / len(source)
 
 
-def _median(seen: list[Seen], field: str) -> float:
-    values: list[float] = [getattr(each, field) for each in seen]
-    return statistics.median(values)
+def _values(seen: list[Seen], field: str) -> list[float]:
+    return [getattr(each, field) for each in seen]
 
 
-async def _latency_rows(split: Asker, local: Asker, rounds: int) -> list[report.Row]:
-    rows = []
-    for tokens in PROMPT_TOKENS:
-        samples: tuple[list[Seen], list[Seen]] = [], []
-        copies = []
-        for position in report.turns(f"prompts of {tokens} tokens", rounds, 2):
-            samples[position].append(await (split, local)[position].ask_new(tokens))
-            copies.append(_memcpy_s(tokens))
-        ours, others = samples
-        ttft_s, other_s = _median(ours, "ttft_s"), _median(others, "ttft_s")
-        rows.append(_in_ms(f"serve.ttft.{tokens}", ttft_s, "local placement", other_s))
-        for what in ("handover", "second_gap"):
-            taken_s = _median(ours, f"{what}_s")
-            copied_s = statistics.median(copies)
-            rows.append(_in_ms(f"serve.{what}.{tokens}.memcpy", taken_s, "memcpy of the prompt's KV", copied_s))
-            if tokens == AIM_PROMPT_TOKENS:
-                rows.append(_in_ms(f"serve.{what}.{tokens}.aim", taken_s, f"aim: {1000 * AIM_S:g} ms", AIM_S))
-        report.progress.print(
-            f"{tokens} tokens: transfer {1000 * _median(ours, 'transfer_s'):.1f} ms, "
-            f"of which after the prefill {1000 * _median(ours, 'exposed_s'):.1f} ms"
-        )
+async def _length_rows(split: Asker, local: Asker, prompts: Prompts, *, quick: bool) -> list[report.Row]:
+    """Return the rows of one length of prompts. Local requests and copies are spread over those handed over."""
+    requests, others = (1, 1) if quick else (prompts.requests, LOCAL_REQUESTS)
+    ours: list[Seen] = []
+    theirs: list[Seen] = []
+    copies: list[float] = []
+    for _ in report.turns(f"prompts of {prompts.tokens} tokens", requests, 1):
+        if len(theirs) * requests <= len(ours) * others:
+            theirs.append(await local.ask_new(prompts.tokens, prompts.answer_tokens))
+            copies.append(_memcpy_s(prompts.tokens))
+        ours.append(await split.ask_new(prompts.tokens, prompts.answer_tokens))
+    tokens = prompts.tokens
+    ttft_s, other_s = (statistics.median(_values(side, "ttft_s")) for side in (ours, theirs))
+    rows = [_in_ms(f"serve.ttft.{tokens}", ttft_s, "local placement", other_s)]
+    for what in ("handover", "second_gap"):
+        rows += _handover_rows(f"serve.{what}.{tokens}", _values(ours, f"{what}_s"), statistics.median(copies))
+    gap_s, later_s = (statistics.median(_values(ours, field)) for field in ("first_gap_s", "later_gap_s"))
+    rows.append(_in_ms(f"serve.second_token.{tokens}", gap_s, "the gaps after it", later_s).aiming_at(1 / PENALTY_AIM))
+    if prompts.shows_exposed:
+        rows.append(_exposed_row(f"serve.exposed.{tokens}", ours))
+    transfer_s = statistics.median(_values(ours, "transfer_s"))
+    exposed_s = statistics.median(_values(ours, "exposed_s"))
+    report.progress.print(
+        f"{tokens} tokens, {requests} requests: transfer {1000 * transfer_s:.1f} ms, "
+        f"of which after the prefill {1000 * exposed_s:.2f} ms"
+    )
     return rows
+
+
+def _handover_rows(case: str, taken: list[float], copied_s: float) -> list[report.Row]:
+    median_s = statistics.median(taken)
+    return [
+        _in_ms(f"{case}.memcpy", median_s, "memcpy of the prompt's KV", copied_s),
+        _in_ms(f"{case}.median", median_s, f"aim: {1000 * MEDIAN_AIM_S:g} ms", MEDIAN_AIM_S).aiming_at(1.0),
+        _in_ms(f"{case}.p99", p99(taken), f"aim: {1000 * P99_AIM_S:g} ms", P99_AIM_S).aiming_at(1.0),
+    ]
+
+
+def _exposed_row(case: str, seen: list[Seen]) -> report.Row:
+    """Return the share of the requests' time in which nothing but the transfer went on."""
+    percent = statistics.median(100 * max(each.exposed_s, RESOLUTION_S) / each.total_s for each in seen)
+    against = f"aim: {EXPOSED_AIM_PERCENT:g} % of the request"
+    return report.lower_is_better(case, percent, "%", against, EXPOSED_AIM_PERCENT).aiming_at(1.0)
 
 
 def _in_ms(case: str, value_s: float, against: str, against_s: float) -> report.Row:
@@ -185,15 +174,16 @@ async def _streams_row(split: Asker, local: Asker, rounds: int) -> report.Row:
 
 
 async def measure(routers: Routers, *, quick: bool) -> list[report.Row]:
-    """Return a row for each of `CASES`."""
+    """Return a row for each of `CASES`. The cluster must be fresh: the first request is the first of all."""
     async with AsyncExitStack() as exits:
         split = Asker(await exits.enter_async_context(BatonClient(routers.split)), split=True)
         local = Asker(await exits.enter_async_context(BatonClient(routers.local)), split=False)
-        for asker in (split, local):
-            await asker.ask_new(64)
-        rows = await _latency_rows(split, local, 1 if quick else 5)
-        rows.append(await _cached_row(split, 1 if quick else 5))
-        rows.append(await _streams_row(split, local, 1 if quick else 5))
+        rows = [await _first_request_row(split, 10 if quick else 100)]
+        await local.ask_new(FIRST_PROMPT_TOKENS, FIRST_ANSWER_TOKENS)
+        for prompts in PROMPTS:
+            rows += await _length_rows(split, local, prompts, quick=quick)
+        rows.append(await _cached_row(split, 1 if quick else 3))
+        rows.append(await _streams_row(split, local, 1 if quick else 3))
     return rows
 
 

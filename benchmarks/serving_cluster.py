@@ -1,7 +1,7 @@
-"""A real cluster for a benchmark: `baton up` with the bench model, one prefill and one decode worker.
+"""A real cluster for a benchmark: `baton up` with the bench model, one prefill worker and one or two decode workers.
 
-A second router beside the cluster's own follows the same directory and never hands over. So both placements are
-measured on the same workers, in turn.
+For `serve`, a second router beside the cluster's own follows the same directory and never hands over. So both
+placements are measured on the same workers, in turn.
 """
 
 import json
@@ -19,7 +19,8 @@ _CONFIG = """\
 [cluster]
 name = "bench"
 prefill = 1
-decode = 1
+decode = {decode}
+restart_budget = 100  # where workers are killed on purpose
 
 [model]
 path = "{model}"
@@ -27,6 +28,7 @@ path = "{model}"
 [engine]
 dtype = "bfloat16"
 threads = 1
+batch_invariant = {batch_invariant}
 
 [router]
 port = 0
@@ -55,24 +57,50 @@ class Routers:
 
 @contextmanager
 def serving(folder: Path) -> Iterator[Routers]:
-    """Run the cluster until the block ends. Raises `RuntimeError`, with the end of its log, when it does not start."""
+    """Run one decode worker and both routers until the block ends. Raises `RuntimeError` as `up` does."""
     model = make_bench_model(folder / "bench-82m")
-    configs = {}
-    for placement in ("split", "local"):
-        configs[placement] = folder / f"{placement}.toml"
-        configs[placement].write_text(_CONFIG.format(model=model, placement=placement), encoding="utf-8")
+    local = _write_config(folder, model, "local")
+    with _up(folder, _write_config(folder, model, "split")) as ready:
+        arguments = (str(local), "--directory-url", str(ready["directory_url"]), "--log-level", "WARNING")
+        with running("router", *arguments) as router:
+            yield Routers(split=str(ready["address"]), local=str(_first_facts(router)["address"]))
+
+
+@contextmanager
+def serving_twice(folder: Path) -> Iterator[str]:
+    """Run two decode workers, whose answers are the same bit for bit, until the block ends; yield the router's address.
+
+    Raises `RuntimeError` with the end of its log when the cluster does not start.
+    """
+    model = make_bench_model(folder / "bench-82m")
+    with _up(folder, _write_config(folder, model, "split", decode=2)) as ready:
+        yield str(ready["address"])
+
+
+def _write_config(folder: Path, model: Path, placement: str, decode: int = 1) -> Path:
+    path = folder / f"{placement}.toml"
+    invariant = "true" if decode > 1 else "false"
+    text = _CONFIG.format(model=model, placement=placement, decode=decode, batch_invariant=invariant)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@contextmanager
+def _up(folder: Path, config: Path) -> Iterator[dict[str, object]]:
+    """Run the cluster until the block ends; yield what it says when it is ready."""
     log = folder / "up.log"
-    command = [sys.executable, "-m", "cluster_launcher", "up", str(configs["split"]), "--json"]
+    command = [sys.executable, "-m", "cluster_launcher", "up", str(config), "--json"]
     environment = os.environ | {"XDG_RUNTIME_DIR": str(folder)}  # its state file stays out of the user's way
     with running_command(command, log=log, environment=environment) as process:
         try:
             ready = _first_facts(PeerProcess(process, "baton up"))
+            if "address" not in ready:
+                message = f"baton up: {ready}"
+                raise RuntimeError(message)  # noqa: TRY301  # the log belongs to it as well
         except RuntimeError as error:
             message = f"{error}:\n{log.read_text(encoding='utf-8', errors='replace')[-4000:]}"
             raise RuntimeError(message) from error
-        arguments = (str(configs["local"]), "--directory-url", str(ready["directory_url"]), "--log-level", "WARNING")
-        with running("router", *arguments) as router:
-            yield Routers(split=str(ready["address"]), local=str(_first_facts(router)["address"]))
+        yield ready
 
 
 def _first_facts(process: PeerProcess) -> dict[str, object]:

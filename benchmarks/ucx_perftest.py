@@ -8,13 +8,15 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 
 TIMEOUT_S = 60.0
 _HOST = "127.0.0.1"
+_PORTS_TRIED = 3
 
 
 def bandwidth(tls: str, block_bytes: int, total_bytes: int, in_flight: int) -> float:
@@ -37,7 +39,6 @@ def _final_figures(tls: str, options: Sequence[str]) -> list[float]:
     """
     folder = _wheel()
     program = str(folder / "bin" / "ucx_perftest")
-    port = str(_free_port())
     ours = {
         "LD_LIBRARY_PATH": str(folder / "lib"),
         "UCX_TLS": tls,
@@ -45,25 +46,37 @@ def _final_figures(tls: str, options: Sequence[str]) -> list[float]:
         "UCX_LOG_LEVEL": "error",
     }
     environment = os.environ | ours
-    with subprocess.Popen([program, "-p", port], env=environment, stdout=subprocess.DEVNULL) as server:
-        try:
-            _await_listening(server)
-            client = subprocess.run(
-                [program, _HOST, "-p", port, "-f", *options],
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=TIMEOUT_S,
-                check=False,
-            )
-            if client.returncode != 0:
-                message = f"ucx_perftest {' '.join(options)}: {client.stderr.strip() or client.stdout.strip()}"
-                raise RuntimeError(message)
-            server.wait(TIMEOUT_S)
-        finally:
-            server.kill()
+    with _server(program, environment) as (server, port):
+        client = subprocess.run(
+            [program, _HOST, "-p", port, "-f", *options],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+        if client.returncode != 0:
+            message = f"ucx_perftest {' '.join(options)}: {client.stderr.strip() or client.stdout.strip()}"
+            raise RuntimeError(message)
+        server.wait(TIMEOUT_S)
     numbers = [word for word in client.stdout.splitlines()[-1].split() if word[0].isdigit()]
     return [float(word) for word in numbers]
+
+
+@contextmanager
+def _server(program: str, environment: Mapping[str, str]) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
+    """Run the side that listens until the block ends; somebody else may take its port first, so it may need more."""
+    for _ in range(_PORTS_TRIED):
+        port = str(_free_port())
+        with subprocess.Popen([program, "-p", port], env=environment, stdout=subprocess.DEVNULL) as server:
+            try:
+                if _listens(server):
+                    yield server, port
+                    return
+            finally:
+                server.kill()
+    message = "ucx_perftest does not listen"
+    raise RuntimeError(message)
 
 
 def _wheel() -> Path:
@@ -81,12 +94,13 @@ def _free_port() -> int:
         return port
 
 
-def _await_listening(server: "subprocess.Popen[bytes]") -> None:
+def _listens(server: "subprocess.Popen[bytes]") -> bool:
+    """Wait until the process listens; False when it ended, or took too long."""
     deadline = time.monotonic() + TIMEOUT_S
     process = psutil.Process(server.pid)
     while server.poll() is None and time.monotonic() < deadline:
-        if any(each.status == psutil.CONN_LISTEN for each in process.net_connections("tcp")):
-            return
+        with suppress(psutil.NoSuchProcess):
+            if any(each.status == psutil.CONN_LISTEN for each in process.net_connections("tcp")):
+                return True
         time.sleep(0.005)
-    message = "ucx_perftest does not listen"
-    raise RuntimeError(message)
+    return False

@@ -19,6 +19,9 @@ from cluster_core.blocks import BlockEvent
 from cluster_core.identity import BlockHash, Incarnation, WorkerId
 from cluster_core.workers import WorkerRecord
 
+REMEMBERED_LEASES = 6
+"""For so many leases after it was last heard of, the directory keeps what it knows of a life."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
@@ -72,7 +75,11 @@ class WorkerRegistry(Protocol):
     """Which workers there are. A registration ends with its lease."""
 
     async def register(self, record: WorkerRecord, lease_s: float, *, replace: bool = True) -> bool:
-        """Enter the worker. With ``replace`` false another live incarnation of the same id stays: returns False."""
+        """Enter the worker. With ``replace`` false another live incarnation of the same id stays: returns False.
+
+        So it does in any case when this incarnation was entered before, which is remembered for `REMEMBERED_LEASES` of
+        the settings' leases: a life takes another's place once, when it begins, and never that of its successor.
+        """
 
     async def renew(self, worker_id: WorkerId, incarnation: Incarnation, lease_s: float) -> bool:
         """Start the lease anew. Returns False when this incarnation is not registered (any more)."""

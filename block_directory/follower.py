@@ -12,12 +12,13 @@ import logging
 import random
 from collections.abc import Callable
 
-from block_directory.directory import BlockDirectory, Cursor, LogEntry, LogPage, WorkersChanged
+from block_directory.directory import REMEMBERED_LEASES, BlockDirectory, Cursor, LogEntry, LogPage, WorkersChanged
 from block_directory.index import PrefixIndex
 from block_directory.replica import Replica
 from block_directory.settings import CURE, DirectorySettings
 from cluster_core.blocks import BlocksRemoved, BlocksStored
 from cluster_core.errors import PartUnavailable
+from cluster_core.failpoints import copies
 from cluster_core.identity import Incarnation, WorkerId
 from cluster_core.workers import WorkerRecord
 
@@ -48,6 +49,10 @@ class Follower:
         self._cursor: Cursor | None = None
         self._known: dict[WorkerId, WorkerRecord] = {}
         self._left: set[Incarnation] = set()
+        self._latest: dict[WorkerId, Incarnation] = {}
+        """The last life of each worker, be it gone or not."""
+        self._replaced: dict[Incarnation, float] = {}
+        """Lives whose successors were told of, and until when that is remembered."""
         self._expected: dict[Incarnation, int] = {}
         self._behind: dict[Incarnation, float] = {}
         self._not_before: dict[Incarnation, float] = {}
@@ -130,7 +135,8 @@ class Follower:
         if await self._directory.epoch() != cursor.epoch or (not records and self._known and not self._all_gone):
             self._begin_grace()
         self._all_gone = not records
-        listed = {record.worker_id: record for record in records}
+        named = [self._who_is_meant(record) for record in records]
+        listed = {record.worker_id: record for record in named if record is not None}
         sequences = await self._directory.sequences([(each.worker_id, each.incarnation) for each in records])
         self._expected = {each.incarnation: number for each, number in zip(records, sequences, strict=True)}
         now = asyncio.get_running_loop().time()
@@ -142,6 +148,21 @@ class Follower:
         self._follow(listed)
         self._refresh_at = now + self._settings.lease_s / 2
 
+    def _who_is_meant(self, record: WorkerRecord) -> WorkerRecord | None:
+        """Return whom a registration stands for: a server with old data may name a life that was replaced since.
+
+        Then it is the successor, which will register again, unless it has left.
+        """
+        if self._replaced.get(record.incarnation, 0.0) <= asyncio.get_running_loop().time():
+            return record
+        known = self._known.get(record.worker_id)
+        return None if known is None or known.incarnation in self._left else known
+
+    def _note_replaced(self, incarnation: Incarnation) -> None:
+        now = asyncio.get_running_loop().time()
+        self._replaced = {each: until for each, until in self._replaced.items() if until > now}
+        self._replaced[incarnation] = now + REMEMBERED_LEASES * self._settings.lease_s
+
     def _follow(self, listed: dict[WorkerId, WorkerRecord]) -> None:
         lives = {record.incarnation for record in listed.values()}
         for record in self._known.values():
@@ -150,6 +171,10 @@ class Follower:
                 self._behind.pop(record.incarnation, None)
                 self._not_before.pop(record.incarnation, None)
         for record in listed.values():
+            before = self._latest.get(record.worker_id, record.incarnation)
+            if before != record.incarnation:
+                self._note_replaced(before)
+            self._latest[record.worker_id] = record.incarnation
             if not self._replica.follows(record.incarnation):
                 self._replica.admit(record.worker_id, record.incarnation)
                 self._fall_behind(record.incarnation)
@@ -188,7 +213,8 @@ class Follower:
             self._refresh_at = 0.0
         taken = 0
         for entry in page.entries:
-            taken += self._take_in_entry(entry)
+            for _ in range(await copies("redis.event")):
+                taken += self._take_in_entry(entry)
             if taken >= _BREATH_HASHES:
                 taken = 0
                 await asyncio.sleep(0)

@@ -134,11 +134,14 @@ class PrefixIndex:
         heapq.heappush(self._expiries, (until, next(self._order), life, new))
         self._expiring += len(new)
 
-    def longest_prefix(self, hashes: Sequence[BlockHash]) -> dict[WorkerId, int]:
-        """Return how many leading blocks each live worker holds; a worker that lacks the first is left out."""
+    def longest_prefix(self, hashes: Sequence[BlockHash], *, predicted_too: bool = True) -> dict[WorkerId, int]:
+        """Return how many leading blocks each live worker holds; a worker that lacks the first is left out.
+
+        Without ``predicted_too``, only blocks that a worker has told of.
+        """
         if self._expiries:
             self._expire(self._clock())
-        holders, predicted = self._holders, self._predicted
+        holders, predicted = self._holders, self._predicted if predicted_too else {}
         alive = self._live_bits
         lengths: dict[WorkerId, int] = {}
         if not alive or not hashes:

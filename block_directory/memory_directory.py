@@ -6,8 +6,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
-from block_directory.directory import Cursor, LogEntry, LogPage, Snapshot, SnapshotStored, WorkersChanged
+from block_directory.directory import (
+    REMEMBERED_LEASES,
+    Cursor,
+    LogEntry,
+    LogPage,
+    Snapshot,
+    SnapshotStored,
+    WorkersChanged,
+)
 from block_directory.settings import DirectorySettings
 from cluster_core.blocks import BlockEvent, BlocksRemoved, BlocksStored
 from cluster_core.identity import BlockHash, Incarnation, WorkerId
@@ -24,6 +33,15 @@ class _Shelf:
     hashes: dict[BlockHash, None] = field(default_factory=dict)
 
 
+Saved: TypeAlias = tuple[
+    dict[WorkerId, tuple[WorkerRecord, float]],
+    dict[tuple[WorkerId, Incarnation], _Shelf],
+    dict[tuple[WorkerId, Incarnation], float],
+    list[tuple[int, LogEntry]],
+]
+"""All that a server keeps: registrations, snapshots, who has registered, the log."""
+
+
 class MemoryDirectory:
     """`BlockDirectory` in plain objects, on one event loop."""
 
@@ -32,6 +50,9 @@ class MemoryDirectory:
         self._clock = clock
         self._records: dict[WorkerId, tuple[WorkerRecord, float]] = {}
         self._shelves: dict[tuple[WorkerId, Incarnation], _Shelf] = {}
+        self._remembered_s = settings.lease_s * REMEMBERED_LEASES
+        self._entered: dict[tuple[WorkerId, Incarnation], float] = {}
+        """Lives that have registered, and until when that is remembered."""
         self._log: deque[tuple[int, LogEntry]] = deque(maxlen=settings.event_log_entries)
         self._position = 0
         self._epoch = secrets.token_hex(8)
@@ -39,9 +60,11 @@ class MemoryDirectory:
 
     async def register(self, record: WorkerRecord, lease_s: float, *, replace: bool = True) -> bool:
         """See `WorkerRegistry.register`."""
-        present = self._live(record.worker_id)
-        if present is not None and present.incarnation != record.incarnation and not replace:
+        present, life = self._live(record.worker_id), (record.worker_id, record.incarnation)
+        entered_before = self._entered.get(life, 0.0) > self._clock()
+        if present is not None and present.incarnation != record.incarnation and (entered_before or not replace):
             return False
+        self._remember(life)
         self._records[record.worker_id] = (record, self._clock() + lease_s)
         self._append(record.worker_id, record.incarnation, 0, WorkersChanged())
         return True
@@ -51,6 +74,7 @@ class MemoryDirectory:
         present = self._live(worker_id)
         if present is None or present.incarnation != incarnation:
             return False
+        self._remember((worker_id, incarnation))
         self._records[worker_id] = (present, self._clock() + lease_s)
         return True
 
@@ -136,10 +160,31 @@ class MemoryDirectory:
         """Do what a server does that starts again empty: for tests of what comes after."""
         self._records.clear()
         self._shelves.clear()
+        self._entered.clear()
         self._log.clear()
         self._position = 0
         self._epoch = secrets.token_hex(8)
         self._news.set()
+
+    def saved(self) -> Saved:
+        """Return what a server writes to its disk."""
+        shelves = {life: _Shelf(shelf.sequence, dict(shelf.hashes)) for life, shelf in self._shelves.items()}
+        return dict(self._records), shelves, dict(self._entered), list(self._log)
+
+    def go_back_to(self, saved: Saved) -> None:
+        """Do what a server does that starts again from an old file: newer data is lost, new entries have new places.
+
+        It has what `saved` returned, which is the server's own from then on.
+        """
+        self._records, self._shelves, self._entered, log = saved
+        self._log.clear()
+        self._log.extend(log)
+        self._news.set()
+
+    def _remember(self, life: tuple[WorkerId, Incarnation]) -> None:
+        now = self._clock()
+        self._entered = {each: until for each, until in self._entered.items() if until > now}
+        self._entered[life] = now + self._remembered_s
 
     def _live(self, worker_id: WorkerId) -> WorkerRecord | None:
         record, until = self._records.get(worker_id, (None, 0.0))

@@ -8,6 +8,7 @@ worker. While the server is away drained events are dropped, since the snapshot 
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -15,6 +16,7 @@ from block_directory.directory import BlockDirectory
 from block_directory.settings import CURE, DirectorySettings
 from cluster_core.blocks import BlockEvent, BlocksRemoved, BlocksStored, CacheCleared
 from cluster_core.errors import PartUnavailable
+from cluster_core.failpoints import reach
 from cluster_core.identity import BlockHash
 from cluster_core.workers import WorkerRecord
 
@@ -23,6 +25,8 @@ _logger = logging.getLogger(__name__)
 EVENT_HASHES = 512
 """The most hashes that one published event carries."""
 _CALL_EVENTS = 8
+_SUCCEEDED_LEASES = 2
+"""Whoever holds a place for so many leases renews its registration: it lives."""
 
 
 class Publisher:
@@ -53,7 +57,11 @@ class Publisher:
         self._random = randomness or random.Random()  # noqa: S311 - spreads retries, guards nothing
         self._task: asyncio.Task[None] | None = None
         self.replaced = False
+        """Whether another life has this one's place."""
         self.failures = 0
+        self.on_replaced: Callable[[], None] = _go_on
+        """Called when another life has had this one's place for so long that it must be alive: this one should end."""
+        self._replaced_since: float | None = None
 
     @property
     def healthy(self) -> bool:
@@ -119,7 +127,7 @@ class Publisher:
             renewed = await self._directory.renew(
                 self._record.worker_id, self._record.incarnation, self._settings.lease_s
             )
-            if not renewed:
+            if not renewed or not await self._is_known_up_to_date():
                 await self._lose_step()
                 return
             self._renew_at = loop.time() + self._settings.lease_s / 3
@@ -133,6 +141,11 @@ class Publisher:
         except TimeoutError:
             pass
 
+    async def _is_known_up_to_date(self) -> bool:
+        """Say whether the directory has our last number: a server that came back with old data has an older one."""
+        (number,) = await self._directory.sequences([(self._record.worker_id, self._record.incarnation)])
+        return number == self._sequence
+
     async def _lose_step(self) -> None:
         """Come back at a random moment: a server that has forgotten us has forgotten the others too."""
         self._in_step = False
@@ -143,7 +156,7 @@ class Publisher:
         """Register and tell everything. False when a newer life has taken the worker's place."""
         record = self._record
         entered = await self._directory.register(record, self._settings.lease_s, replace=not self._entered_once)
-        self.replaced = not entered
+        self._note_place(mine=entered)
         if not entered:
             self._healthy.clear()
             self._events_source()
@@ -157,7 +170,20 @@ class Publisher:
         self._in_step = True
         return True
 
+    def _note_place(self, *, mine: bool) -> None:
+        """Note whether the worker's place is this life's, and since when it is another's."""
+        now = asyncio.get_running_loop().time()
+        self.replaced = not mine
+        if mine:
+            self._replaced_since = None
+        elif self._replaced_since is None:
+            self._replaced_since = now
+        elif now - self._replaced_since > _SUCCEEDED_LEASES * self._settings.lease_s:
+            self._replaced_since = math.inf
+            self.on_replaced()
+
     async def _publish_pending(self) -> bool:
+        await reach("p.publish")
         self._woken.clear()
         merged = list(merge_events(self._events_source()))
         for at in range(0, len(merged), _CALL_EVENTS):
@@ -174,6 +200,10 @@ class Publisher:
             if not published:
                 return False
         return True
+
+
+def _go_on() -> None:
+    """Do nothing."""
 
 
 def merge_events(events: Iterable[BlockEvent]) -> Iterator[BlockEvent]:

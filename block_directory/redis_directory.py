@@ -6,10 +6,11 @@ Keys, all under ``baton:{<cluster>}:`` (the braces keep a cluster's keys in one 
     worker:<id>                  string   the registration as JSON; ends with its lease
     sequence:<id>:<life>         string   number of the life's last event
     blocks:<id>:<life>           set      the hashes that the life holds after that event
+    entered:<id>:<life>          string   the life has registered before
     events                       stream   every life's events, capped
     epoch                        string   drawn once by whoever comes first; another one means lost data
 
-A life's own two keys outlive its lease a while and then end by themselves. An event, its effect on ``blocks`` and its
+A life's own keys outlive its lease a while and then end by themselves. An event, its effect on ``blocks`` and its
 number change in one transaction that watches the number, so a transaction that arrives late changes nothing. A snapshot
 is read in slices: the number first, so what the slices catch of later events those events repeat.
 """
@@ -24,20 +25,27 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import WatchError
 
-from block_directory.directory import Cursor, LogEntry, LogPage, Snapshot, SnapshotStored, WorkersChanged
+from block_directory.directory import (
+    REMEMBERED_LEASES,
+    Cursor,
+    LogEntry,
+    LogPage,
+    Snapshot,
+    SnapshotStored,
+    WorkersChanged,
+)
 from block_directory.log_entries import entry_from_fields, entry_to_fields, pack_hashes
 from block_directory.records import incarnation_text, record_from_json, record_to_json
 from block_directory.redis_calls import bounded, within
 from block_directory.settings import DirectorySettings
 from cluster_core.blocks import BlockEvent, BlocksRemoved, BlocksStored
+from cluster_core.failpoints import reach
 from cluster_core.hash_chain import HASH_BYTES
 from cluster_core.identity import BlockHash, Incarnation, WorkerId
 from cluster_core.workers import WorkerRecord
 
 _PAGE_ENTRIES = 512
 _SLICE_HASHES = 1024
-_LIFE_KEYS_LEASES = 6
-"""A life's keys are kept for so many leases after it was last heard of."""
 
 
 class RedisDirectory:
@@ -56,25 +64,34 @@ class RedisDirectory:
             decode_responses=False,
         )
         self._prefix = f"baton:{{{settings.cluster}}}:"
-        self._keep_ms = round(settings.lease_s * _LIFE_KEYS_LEASES * 1000)
+        self._keep_ms = round(settings.lease_s * REMEMBERED_LEASES * 1000)
         self.ignored_values = 0
 
     @bounded
     async def register(self, record: WorkerRecord, lease_s: float, *, replace: bool = True) -> bool:
         """See `WorkerRegistry.register`."""
+        while (entered := await self._try_register(record, lease_s, replace=replace)) is None:
+            pass
+        return entered
+
+    async def _try_register(self, record: WorkerRecord, lease_s: float, *, replace: bool) -> bool | None:
+        """Return None when somebody wrote meanwhile."""
         key = self._worker_key(record.worker_id)
+        entered_key = self._life_key("entered", record.worker_id, record.incarnation)
         async with self._transaction() as pipe:
-            if not replace:
-                await pipe.watch(key)
-                present = self._read_record(record.worker_id, await _reply(pipe.get(key)))
-                if present is not None and present.incarnation != record.incarnation:
-                    return False
-                _begin(pipe)
+            await pipe.watch(key, entered_key)
+            value, entered = await _reply(pipe.mget(key, entered_key))
+            present = self._read_record(record.worker_id, value)
+            another = present is not None and present.incarnation != record.incarnation
+            if another and (entered is not None or not replace):
+                return False
+            _begin(pipe)
             pipe.set(self._prefix + "epoch", secrets.token_hex(8), nx=True)
             pipe.sadd(self._prefix + "workers", record.worker_id)
             pipe.set(key, record_to_json(record), px=_milliseconds(lease_s))
+            pipe.set(entered_key, b"1", px=self._keep_ms)
             self._append(pipe, record.worker_id, record.incarnation, 0, WorkersChanged())
-            return await _executed(pipe)
+            return True if await _executed(pipe) else None
 
     @bounded
     async def renew(self, worker_id: WorkerId, incarnation: Incarnation, lease_s: float) -> bool:
@@ -90,6 +107,7 @@ class RedisDirectory:
             pipe.sadd(self._prefix + "workers", worker_id)
             pipe.pexpire(self._life_key("sequence", worker_id, incarnation), self._keep_ms)
             pipe.pexpire(self._life_key("blocks", worker_id, incarnation), self._keep_ms)
+            pipe.pexpire(self._life_key("entered", worker_id, incarnation), self._keep_ms)
             return await _executed(pipe)
 
     @bounded
@@ -111,6 +129,7 @@ class RedisDirectory:
     @bounded
     async def workers(self) -> list[WorkerRecord]:
         """See `WorkerRegistry.workers`."""
+        await reach("redis.lookup")
         names = sorted(await _reply(self._client.smembers(self._prefix + "workers")))
         if not names:
             return []
@@ -132,6 +151,7 @@ class RedisDirectory:
         self, worker_id: WorkerId, incarnation: Incarnation, first_sequence: int, events: Sequence[BlockEvent]
     ) -> bool:
         """See `BlockLog.publish`."""
+        await reach("redis.write")
         sequence_key = self._life_key("sequence", worker_id, incarnation)
         blocks_key = self._life_key("blocks", worker_id, incarnation)
         async with self._transaction() as pipe:

@@ -6,7 +6,16 @@
 from dataclasses import dataclass
 
 from cluster_core.blocks import BlockReference
-from cluster_core.identity import Attempt, Incarnation, RequestId, WorkerId
+from cluster_core.identity import Attempt, BlockHash, Incarnation, RequestId, WorkerId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WireOffer:
+    """How an importer would take blocks made smaller by rounding, and what that saves it."""
+
+    format: str
+    gain_s_per_byte: float
+    """For each byte of an exact block: less to wait for, less the time that expanding takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +30,21 @@ class OpenExport:
     importer_transport_address: bytes
     layout: str
     """`KvLayout.describe` of the importer; the exporter refuses another one than its own."""
+    binding: int = 0
+    """How many decode workers were given the attempt before this one: the highest that comes is served."""
+    wire: WireOffer | None = None
+    """None: blocks are to come as they are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenFetch:
+    """Asks a worker to lend blocks of its cache: a run of one hash chain, as much of it as is there."""
+
+    opening: OpenExport
+    """Who asks, and for which request; the lender need not know it."""
+    first: int
+    """The position of the first block in its sequence."""
+    hashes: tuple[BlockHash, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +68,9 @@ class RejectBlocks:
     positions: tuple[int, ...]
 
 
-ImporterMessage = OpenExport | PullBlocks | AcceptBlocks | RejectBlocks
+Opening = OpenExport | OpenFetch
+"""How an importer begins."""
+ImporterMessage = Opening | PullBlocks | AcceptBlocks | RejectBlocks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,20 +79,14 @@ class ExportOpened:
 
     lease_s: float
     exporter_transport_address: bytes
+    wire_format: str = ""
+    """The format that was offered, if blocks come packed in it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlocksSealed:
     """These blocks can be pulled. Sent as chunks finish, positions ascending."""
 
-    blocks: tuple[BlockReference, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BlocksSent:
-    """Blocks of a pull, as they are after the bytes were read: a generation that changed meanwhile voids the block."""
-
-    tag: int
     blocks: tuple[BlockReference, ...]
 
 
@@ -86,7 +106,7 @@ class ExportFailed:
     reason: str
 
 
-ExporterMessage = ExportOpened | BlocksSealed | BlocksSent | ExportFinished | ExportFailed
+ExporterMessage = ExportOpened | BlocksSealed | ExportFinished | ExportFailed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,3 +123,58 @@ class HandoffReport:
     exposed_s: float
     """The part of it after the exporter had finished its prefill."""
     transport: str
+
+    @property
+    def overlapped_s(self) -> float:
+        """The part of the transfer that the prefill hid."""
+        return max(0.0, self.transfer_s - self.exposed_s)
+
+    @property
+    def bytes_per_s(self) -> float:
+        """How fast the bytes came while blocks were under way; 0 where nothing moved."""
+        return self.moved_bytes / self.transfer_s if self.transfer_s > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchSource:
+    """A worker whose cache is believed to hold the beginning of a prompt, to be fetched where it is read."""
+
+    worker_id: WorkerId
+    incarnation: Incarnation
+    address: str
+    blocks: int
+    """How many leading blocks of the prompt it should have."""
+    patience_s: float
+    """How long the fetch may take: as long as computing instead would, so that a bad guess costs at most twice."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchJob:
+    """Which blocks to fetch, for whom, from whom, and into which own blocks."""
+
+    request_id: RequestId
+    attempt: Attempt
+    source: FetchSource
+    first: int
+    """The position of the first block that is wanted."""
+    targets: tuple[int, ...]
+    """Own block index for the block at ``first`` and for each after it."""
+    hashes: tuple[BlockHash, ...]
+    """Of the whole chain, from position 0 to the last block that is wanted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchReport:
+    """What came of a fetch. One that brought less than was asked for has failed nobody: the rest is computed."""
+
+    lender: WorkerId
+    asked_blocks: int
+    moved_blocks: int
+    """Those of them that came, from the first on without a gap, and passed every check."""
+    moved_bytes: int
+    transfer_s: float
+    """How long blocks were under way."""
+    elapsed_s: float
+    """From the decision to fetch until the end."""
+    failure: str = ""
+    """Why it ended early; empty when the lender gave what it had."""

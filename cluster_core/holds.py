@@ -17,6 +17,8 @@ class RequestHold:
     attempt: Attempt
     submission: int = 0
     """Numbers the worker's submissions: a client may use an id again before the blocks of its first use are back."""
+    fetching: bool = False
+    """Whether it waits for other workers to fill the block: apart from the blocks that it reads or writes itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,8 @@ class LeaseHold:
 
     request_id: RequestId
     attempt: Attempt
+    loan: int = 0
+    """0 for what the request's prefill exports; else the number of a loan from the cache, which lives by itself."""
 
 
 @dataclass(frozen=True, slots=True)

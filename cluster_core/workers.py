@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from cluster_core.identity import Incarnation, Role, WorkerId
 from cluster_core.layout import KvLayout, ModelIdentity
+from cluster_core.links import LinkReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,3 +54,5 @@ class WorkerLoad:
     """Time that a draft model took."""
     draft_held_blocks: int = 0
     """Blocks of a draft model's own pool that requests hold now."""
+    links: tuple[LinkReport, ...] = ()
+    """What the worker knows of the ways from others to itself."""

@@ -39,6 +39,7 @@ class Benchmark(StrEnum):
     SERVE = "serve"
     SPECULATION = "speculation"
     ROUTE = "route"
+    FAILOVER = "failover"
 
 
 @app.command()
@@ -92,6 +93,7 @@ def generate(  # noqa: PLR0913, PLR0917 - each is an option of the command line
     system: Annotated[str, typer.Option(help="With --chat: the system message.")] = "",
     cache_salt: Annotated[str, typer.Option(help="Share cached blocks only with requests of the same salt.")] = "",
     priority: Annotated[int, typer.Option(help="0 (first) to 7 (last).")] = 0,
+    recovery: given.WhenAWorkerFails = None,
     explain: Annotated[bool, typer.Option("--explain", help="Show where it went, why, and what each stage took.")] = (
         False
     ),
@@ -131,6 +133,7 @@ def generate(  # noqa: PLR0913, PLR0917 - each is an option of the command line
             "ignore_eos": ignore_eos,
             "cache_salt": cache_salt,
             "priority": priority,
+            "recovery": recovery,
         }
     )
     if system and not chat:
@@ -219,16 +222,20 @@ def bench(context: typer.Context, what: Benchmark, as_json: Json = False) -> Non
     raise typer.Exit(run_benchmark(what.value, options))
 
 
-@app.command()
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def check(
-    seeds: Annotated[int, typer.Option(min=1, help="How many histories.")] = 1000,
+    context: typer.Context,
     first: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Run the cluster's real code through simulated faults, one history a seed, and check that nothing is ever lost."""
+    """Run the cluster's real code through simulated faults, one history a seed, and check that nothing is ever lost.
+
+    --seeds N (1000) or --requests N says how long, --jobs N on how many cores (all); --corruptions N and --blocks N
+    hand over blocks that something corrupts, and blocks that nothing does.
+    """
     from cluster_launcher.check_command import run_check  # noqa: PLC0415 - as above
 
-    options = ["--seeds", str(seeds), "--first", str(first), *(["--json"] if as_json else [])]
+    options = [*context.args, "--first", str(first), *(["--json"] if as_json else [])]
     raise typer.Exit(run_check(options))
 
 

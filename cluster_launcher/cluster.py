@@ -23,6 +23,8 @@ from cluster_rpc.client import BatonClient
 from router.wiring import build_router
 
 _WATCH_PERIOD_S = 1.0
+_WARM_TIMEOUT_S = 3.0
+"""How long `start` waits for the links between workers to be measured: after it, requests may find them cold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +80,7 @@ class Cluster:
             self._parts.push_async_callback(router.close)
             client = await self._parts.enter_async_context(BatonClient(address))
             await pools.attach(client)
+            await router.wait_until_warm(_WARM_TIMEOUT_S)
             model = (await client.list_workers()).model
             tell(address)
         self._watch(pools.watch())

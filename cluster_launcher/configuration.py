@@ -10,10 +10,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from block_directory.settings import DirectorySettings
-from cluster_core.errors import PartUnavailable
+from cluster_core.errors import PartUnavailable, SettingsError
 from cluster_core.settings_reader import Document, load_document, read_section
 from cluster_launcher.findings import Verdict
-from cluster_launcher.network_findings import port_is_free
+from cluster_launcher.network_findings import NIXL_PACKAGES, is_here, port_is_free
 from cluster_launcher.settings import ClusterSettings
 from decode_worker.settings import DecodeSettings, SpeculationSettings
 from inference_engine.served_model import ServedModel, open_draft_model, open_served_model
@@ -79,6 +79,7 @@ def check_surroundings(configuration: Configuration) -> ServedModel:
     Raises `OperatorError`.
     """
     model = check_model(configuration)
+    check_transfer(configuration)
     if configuration.speculation.draft_model:
         open_draft_model(configuration.document, model, configuration.speculation.draft_model)
     port = port_is_free("router.port", configuration.router_address)
@@ -95,6 +96,19 @@ def check_model(configuration: Configuration) -> ServedModel:
     model = open_served_model(configuration.document)
     load_model_texts(model)
     return model
+
+
+def check_transfer(configuration: Configuration) -> None:
+    """Raise `PartUnavailable` or `SettingsError` where blocks cannot be handed over as the file says."""
+    transfer = configuration.transfer
+    if transfer.transport == "nixl" and not is_here(NIXL_PACKAGES):
+        message = "transfer.transport: NIXL is not installed; run `pip install 'baton-serve[nixl]'`, or set \"ucx\""
+        raise PartUnavailable(message)
+    if transfer.wire_format != "exact" and configuration.model.implementation == "hash":
+        message = (
+            f"transfer.wire_format: the hash model's blocks are no numbers that {transfer.wire_format} could round"
+        )
+        raise SettingsError(message)
 
 
 def check_directory_url(url: str) -> None:

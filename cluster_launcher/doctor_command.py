@@ -9,6 +9,7 @@ from cluster_launcher.configuration import Configuration, check_directory_url, c
 from cluster_launcher.exit_codes import ExitCode
 from cluster_launcher.findings import Finding, Verdict, fail, findings_table, ok
 from cluster_launcher.host_findings import host
+from cluster_launcher.link_findings import cluster_links
 from cluster_launcher.network_findings import network, port_is_free, ray_listens
 from cluster_launcher.output import Output
 from cluster_launcher.software_findings import software
@@ -56,7 +57,9 @@ def _findings(path: Path | None, surroundings: Surroundings) -> Iterator[Finding
             yield from _configured(configuration, surroundings)
     router = configuration.router if configuration else RouterSettings()
     yield from network(surroundings.environment)
-    yield router_port(f"{router.host}:{router.port}", surroundings.state_files.alive())
+    running = surroundings.state_files.alive()
+    yield router_port(f"{router.host}:{router.port}", running)
+    yield from cluster_links(running)
 
 
 def _configured(configuration: Configuration, surroundings: Surroundings) -> Iterator[Finding]:

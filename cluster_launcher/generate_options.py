@@ -1,6 +1,7 @@
 """What `baton generate` can ask of the sampling, and the request's options that it means."""
 
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -10,6 +11,14 @@ from cluster_core.errors import SettingsError
 
 if TYPE_CHECKING:
     from cluster_rpc.generate_request import GenerateOptions
+
+
+class Recovery(StrEnum):
+    """What becomes of a request when a worker fails it."""
+
+    RECOVER = "recover"
+    FAIL = "fail"
+
 
 _SAMPLING = "Sampling"
 _CONTENT = "What the answer may be"
@@ -50,6 +59,11 @@ Grammar = Annotated[
 Choice = Annotated[list[str] | None, typer.Option(help="A possible answer. To be repeated.", rich_help_panel=_CONTENT)]
 Suffix = Annotated[
     str | None, typer.Option(help="Fill in what stands between TEXT and this.", rich_help_panel=_CONTENT)
+]
+
+WhenAWorkerFails = Annotated[
+    Recovery | None,
+    typer.Option("--recovery", help="When a worker fails: go on elsewhere (the default), or end the request."),
 ]
 
 

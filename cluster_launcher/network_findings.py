@@ -17,12 +17,15 @@ _TRANSPORT = re.compile(r"Transport:\s*(\S+)")
 _VERSION = re.compile(r"(?:Library version:|UCT version=|UCX version|^# )\s*(\d+\.\d+\.\d+)", re.MULTILINE)
 _RDMA = ("rc_verbs", "rc_mlx5", "dc_mlx5", "ud_verbs", "ud_mlx5", "srd", "gga_mlx5")
 _CONNECT_TIMEOUT_S = 3.0
+_UNKNOWN_VERSION = "of unknown version"
+NIXL_PACKAGES = ("nixl-cu12", "nixl-cu13")
 _SAME_HOST = ("posix", "sysv", "cma", "xpmem", "knem")
 
 
 def network(environment: Mapping[str, str]) -> Iterator[Finding]:
     """Yield what holds for every configuration."""
     yield from ucx(environment)
+    yield nixl()
     yield directory_server()
 
 
@@ -49,6 +52,19 @@ def ucx(environment: Mapping[str, str]) -> Iterator[Finding]:
     yield ok("ucx", f"{version.group(1) if version else 'unknown version'} from {origin}: {', '.join(found)}")
     yield _same_host(found)
     yield _rdma(found)
+
+
+def nixl() -> Finding:
+    """Say whether the optional transport is here. It is not loaded: a process holds one UCX."""
+    for name in NIXL_PACKAGES:
+        if is_here((name,)):
+            return ok("nixl", f'{name} {_version_of(name)}, with a UCX of its own, for [transfer] transport = "nixl"')
+    return ok("nixl", "not installed; only [transfer] transport = \"nixl\" needs it (pip install 'baton-serve[nixl]')")
+
+
+def is_here(packages: Sequence[str]) -> bool:
+    """Whether one of these packages is installed."""
+    return any(_version_of(name) != _UNKNOWN_VERSION for name in packages)
 
 
 def directory_server() -> Finding:
@@ -119,7 +135,7 @@ def _version_of(name: str) -> str:
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
-        return "of unknown version"
+        return _UNKNOWN_VERSION
 
 
 def _same_host(found: Sequence[str]) -> Finding:
@@ -137,7 +153,7 @@ def _rdma(found: Sequence[str]) -> Finding:
     if has_infiniband():
         cure = (
             "pip's UCX is built without verbs: install UCX 1.19 or newer on the system and set "
-            "RAPIDS_LIBUCX_PREFER_SYSTEM_LIBRARY=true"
+            'RAPIDS_LIBUCX_PREFER_SYSTEM_LIBRARY=true, or set [transfer] transport = "nixl", which brings them'
         )
         return warn("ucx rdma", "the machine has an RDMA device that this UCX cannot use", cure)
     return ok("ucx rdma", "no RDMA device on this machine; blocks move over shared memory and TCP")

@@ -6,10 +6,12 @@ from rich.console import RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
+from cluster_core.handoff import FetchReport, HandoffReport
 from cluster_launcher.request_report import RequestReport, gigabytes_per_s, where
 from cluster_launcher.timeline import TimelineSpan, draw_timeline, duration
 from cluster_rpc.answers import AttemptView, Candidate
 
+_FIRST_TRY = "first try"
 _SHOWN_CANDIDATES = 4
 _INDENT = 2
 _NAME_WIDTH = 8
@@ -30,12 +32,7 @@ def render_report(report: RequestReport, width: int, block_size_tokens: int = 0)
     if handoff is None:
         yield _line("handoff", "nothing to hand over: one worker reads and writes")
     else:
-        yield _line(
-            "handoff",
-            f"{handoff.moved_blocks} blocks moved, {handoff.kept_blocks} were there already; "
-            f"{_bytes(handoff.moved_bytes)} in {duration(handoff.transfer_s)} by {handoff.transport} "
-            f"({gigabytes_per_s(handoff):.2f} GB/s), {duration(handoff.exposed_s)} of it after the prefill",
-        )
+        yield _line("handoff", _handed_over(handoff, report.attempts[-1].link))
     timings = report.completion.timings
     yield _line(
         "time",
@@ -50,14 +47,38 @@ def render_report(report: RequestReport, width: int, block_size_tokens: int = 0)
         yield Padding(line, (0, 0, 0, _INDENT))
 
 
+def _handed_over(handoff: HandoffReport, link: str) -> str:
+    """Say what was handed over: ``prefill-0 → decode-1 over ucx (cma): 3 blocks moved in 3 messages, ...``."""
+    return (
+        f"{link or handoff.transport}: {handoff.moved_blocks} blocks moved in {handoff.messages} messages, "
+        f"{handoff.kept_blocks} were there already; {_bytes(handoff.moved_bytes)} in {duration(handoff.transfer_s)} "
+        f"({gigabytes_per_s(handoff):.2f} GB/s): {duration(handoff.overlapped_s)} overlapped with the prefill, "
+        f"{duration(handoff.exposed_s)} exposed after it"
+    )
+
+
+def _fetched(fetch: FetchReport) -> str:
+    """Say what the reader took from another worker's cache before it read."""
+    text = (
+        f"{fetch.moved_blocks} of {fetch.asked_blocks} blocks from the cache of {fetch.lender}, "
+        f"{_bytes(fetch.moved_bytes)} in {duration(fetch.elapsed_s)}"
+    )
+    return f"{text}; it ended early: {fetch.failure}" if fetch.failure else text
+
+
 def _render_attempt(attempt: AttemptView) -> Iterator[RenderableType]:
-    prefix = f"attempt {attempt.attempt}: " if attempt.attempt > 1 else ""
+    again = attempt.rung not in {"", _FIRST_TRY}
+    prefix = f"attempt {attempt.attempt}, {attempt.rung}: " if again else ""
     ending = "" if attempt.outcome in {"finished", "running"} else f"; it ended with: {attempt.outcome}"
+    if attempt.kept_of_failed:
+        ending += f"; {attempt.kept_of_failed} blocks of its hand-over were kept"
     yield _line("placed", f"{prefix}{where(attempt.chosen)}, {_why(attempt)}{ending}")
     if len(attempt.candidates) > 1:
         for candidate in attempt.candidates[:_SHOWN_CANDIDATES]:
             line = _candidate_line(candidate, chosen=_key(candidate) == _key(attempt.chosen))
             yield Padding(line, (0, 0, 0, _INDENT))
+    if attempt.fetch is not None:
+        yield _line("fetch", _fetched(attempt.fetch))
 
 
 def _why(attempt: AttemptView) -> str:
@@ -79,6 +100,8 @@ def _candidate_line(candidate: Candidate, *, chosen: bool) -> Text:
     text = f"{where(candidate):<24} {duration(candidate.total_s):>7} = {terms or 'nothing to do'}"
     if candidate.prefill_cached_tokens or candidate.decode_cached_tokens:
         text += f", {candidate.prefill_cached_tokens} / {candidate.decode_cached_tokens} tokens cached"
+    if candidate.fetch_worker is not None:
+        text += f", {candidate.fetch_blocks} blocks from {candidate.fetch_worker}"
     return Text(f"{'*' if chosen else ' '} {text}", style="" if chosen else "dim")
 
 

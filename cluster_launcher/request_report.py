@@ -138,14 +138,16 @@ def where(candidate: Candidate) -> str:
 
 def gigabytes_per_s(handoff: HandoffReport) -> float:
     """Return the rate of a hand-over's bytes, 0 when nothing moved."""
-    return handoff.moved_bytes / handoff.transfer_s / 1e9 if handoff.transfer_s > 0 else 0.0
+    return handoff.bytes_per_s / 1e9
 
 
 def _attempt_json(attempt: AttemptView) -> dict[str, Any]:
-    handoff = attempt.handoff
+    handoff, fetch = attempt.handoff, attempt.fetch
     return {
         "attempt": attempt.attempt,
+        "rung": attempt.rung,
         "outcome": attempt.outcome,
+        "kept_of_failed": attempt.kept_of_failed,
         "placed": where(attempt.chosen),
         "chosen": _candidate_json(attempt.chosen),
         "candidates": [_candidate_json(candidate) for candidate in attempt.candidates],
@@ -157,9 +159,22 @@ def _attempt_json(attempt: AttemptView) -> dict[str, Any]:
             "moved_bytes": handoff.moved_bytes,
             "messages": handoff.messages,
             "transfer_s": handoff.transfer_s,
+            "overlapped_s": handoff.overlapped_s,
             "exposed_s": handoff.exposed_s,
             "gigabytes_per_s": gigabytes_per_s(handoff),
             "transport": handoff.transport,
+            "link": attempt.link,
+        },
+        "fetch": None
+        if fetch is None
+        else {
+            "lender": fetch.lender,
+            "asked_blocks": fetch.asked_blocks,
+            "moved_blocks": fetch.moved_blocks,
+            "moved_bytes": fetch.moved_bytes,
+            "transfer_s": fetch.transfer_s,
+            "elapsed_s": fetch.elapsed_s,
+            "failure": fetch.failure,
         },
         "spans": [{"name": span.name, "start_s": span.start_s, "end_s": span.end_s} for span in attempt.spans],
     }
@@ -173,6 +188,8 @@ def _candidate_json(candidate: Candidate) -> dict[str, Any]:
         "terms": dict(candidate.terms),
         "prefill_cached_tokens": candidate.prefill_cached_tokens,
         "decode_cached_tokens": candidate.decode_cached_tokens,
+        "fetch_worker": candidate.fetch_worker,
+        "fetch_blocks": candidate.fetch_blocks,
     }
 
 

@@ -1,4 +1,4 @@
-"""`baton status`: both pools at a glance."""
+"""`baton status`: both pools, and the ways between their workers, at a glance."""
 
 import dataclasses
 from typing import Any
@@ -9,6 +9,8 @@ from rich.text import Text
 from block_directory.redis_answer import without_password
 from cluster_core.identity import Role
 from cluster_launcher.exit_codes import ExitCode
+from cluster_launcher.findings import Finding, Verdict
+from cluster_launcher.link_findings import link_findings, links_table
 from cluster_launcher.output import Output
 from cluster_launcher.reach import reach
 from cluster_launcher.timeline import duration
@@ -29,6 +31,12 @@ async def status(address: str, output: Output) -> ExitCode:
         if view.mode != "SERVING":
             output.console.print("  the directory is out of reach; requests are served from the router's memory")
         output.console.print(pools_table(view))
+        links = links_table(view)
+        if links is not None:
+            output.console.print(links)
+        for finding in _warnings(view):
+            output.console.print(Text(f"! {finding.part}: {finding.found}", style="yellow"))
+            output.console.print(f"  cure: {finding.cure}", markup=False)
     return ExitCode.OK
 
 
@@ -46,7 +54,12 @@ def status_json(address: str, view: ClusterView) -> dict[str, Any]:
         "queued_requests": view.queued_requests,
         "directory_url": without_password(view.directory_url),
         "workers": [_worker_json(worker) for worker in view.workers],
+        "warnings": [finding.as_json() for finding in _warnings(view)],
     }
+
+
+def _warnings(view: ClusterView) -> list[Finding]:
+    return [finding for finding in link_findings(view) if finding.verdict is not Verdict.OK]
 
 
 def pools_table(view: ClusterView) -> Table:

@@ -13,7 +13,7 @@ from cluster_rpc.answers import (
 )
 from cluster_rpc.logprob_messages import input_told, output_told
 from cluster_rpc.v1 import cluster_pb2, generation_pb2
-from cluster_rpc.worker_messages import load_from_proto, report_from_proto, role_from_proto
+from cluster_rpc.worker_messages import fetch_from_proto, load_from_proto, report_from_proto, role_from_proto
 
 
 def chunk_from_proto(message: generation_pb2.GenerateStreamChunk) -> Chunk:
@@ -98,6 +98,10 @@ def _attempt(message: cluster_pb2.Attempt) -> AttemptView:
         outcome=message.outcome,
         handoff=report_from_proto(message.handoff) if message.HasField("handoff") else None,
         spans=tuple(StageSpan(name=span.name, start_s=span.start_s, end_s=span.end_s) for span in message.spans),
+        rung=message.rung,
+        kept_of_failed=message.kept_of_failed,
+        link=message.link,
+        fetch=fetch_from_proto(message.fetch) if message.HasField("fetch") else None,
     )
 
 
@@ -109,4 +113,6 @@ def _candidate(message: cluster_pb2.PlacementCandidate) -> Candidate:
         terms=tuple((term.name, term.seconds) for term in message.terms),
         prefill_cached_tokens=message.prefill_cached_tokens,
         decode_cached_tokens=message.decode_cached_tokens,
+        fetch_worker=WorkerId(message.fetch_worker) if message.fetch_worker else None,
+        fetch_blocks=message.fetch_blocks,
     )

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from cluster_core.handoff import HandoffReport
+from cluster_core.handoff import FetchReport, HandoffReport
 from cluster_core.identity import Incarnation, RequestId, Role, WorkerId
 from cluster_core.logprobs import TokenLogprobs
 from cluster_core.workers import WorkerLoad
@@ -107,6 +107,9 @@ class Candidate:
     terms: tuple[tuple[str, float], ...]
     prefill_cached_tokens: int
     decode_cached_tokens: int
+    fetch_worker: WorkerId | None = None
+    """Whose cache lends the reader leading blocks of the prompt, up to ``fetch_blocks``; None: nothing is fetched."""
+    fetch_blocks: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,3 +132,11 @@ class AttemptView:
     outcome: str
     handoff: HandoffReport | None
     spans: tuple[StageSpan, ...]
+    rung: str = ""
+    """How it came about: ``first try``, or the way that was taken after a failure."""
+    kept_of_failed: int = 0
+    """Full blocks that the decode worker kept of a hand-over that failed in it."""
+    link: str = ""
+    """Where its blocks went from and to, and over what."""
+    fetch: FetchReport | None = None
+    """What the worker that read the prompt fetched from another one's cache."""

@@ -17,6 +17,8 @@ MAX_BLOCKS = 1 << 20
 MAX_TOKENS = 1 << 22
 MAX_CHOICES = 64
 """Answers that one request may have: more than the router lets a client ask for."""
+MAX_BINDINGS = 1024
+"""Decode workers that one attempt may be given to, one after the other."""
 MAX_REASON_BYTES = 2048
 DIGEST_BYTES = 16
 

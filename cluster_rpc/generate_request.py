@@ -60,6 +60,8 @@ class GenerateOptions(TypedDict, total=False):
     model: str
     cache_salt: str
     priority: int
+    recovery: str
+    """``recover`` or ``fail``."""
 
 
 _OUTSIDE_SAMPLING = ("request_id", "model", "cache_salt", "priority")
@@ -75,12 +77,22 @@ def make_request(prompt: Prompt, options: GenerateOptions) -> pb.GenerateRequest
     for name, value in options.items():
         if name in _OUTSIDE_SAMPLING:
             _assign(request, name, value, name)
+        elif name == "recovery":
+            request.recovery = _recovery(value)
         elif name in pb.SamplingParams.DESCRIPTOR.fields_by_name:
             _assign(request.sampling_params, name, value, f"sampling_params.{name}")
         else:
             raise InvalidField(name, "unknown option; the options are " + ", ".join(GenerateOptions.__annotations__))
     _assign_prompt(request, prompt)
     return request
+
+
+def _recovery(value: object) -> pb.Recovery:
+    for name, recovery in (("recover", pb.RECOVERY_RECOVER), ("fail", pb.RECOVERY_FAIL)):
+        if value == name:
+            return recovery
+    field = "recovery"
+    raise InvalidField(field, f"is {value!r}: must be 'recover' or 'fail'")
 
 
 def _assign_prompt(request: pb.GenerateRequest, prompt: Prompt) -> None:

@@ -11,15 +11,16 @@ from cluster_core.blocks import BlockReference
 from cluster_core.handoff import (
     AcceptBlocks,
     BlocksSealed,
-    BlocksSent,
     ExporterMessage,
     ExportFailed,
     ExportFinished,
     ExportOpened,
     ImporterMessage,
     OpenExport,
+    OpenFetch,
     PullBlocks,
     RejectBlocks,
+    WireOffer,
 )
 from cluster_core.hash_chain import HASH_BYTES
 from cluster_core.identity import BlockHash
@@ -30,22 +31,18 @@ from cluster_rpc.v1 import handoff_pb2 as pb
 MAX_ADDRESS_BYTES = 64 * 1024
 MAX_LAYOUT_BYTES = 512
 MAX_LEASE_S = 3600.0
+MAX_FORMAT_BYTES = 32
 
 
 def importer_to_proto(message: ImporterMessage) -> pb.ImporterMessage:
     """Put an importer's message on the wire."""
     match message:
         case OpenExport():
-            opening = pb.OpenExport(
-                request_id=message.request_id,
-                attempt=message.attempt,
-                exporter_incarnation=message.exporter_incarnation,
-                importer=message.importer,
-                importer_incarnation=message.importer_incarnation,
-                importer_transport_address=message.importer_transport_address,
-                layout=message.layout,
-            )
-            return pb.ImporterMessage(open=opening)
+            return pb.ImporterMessage(open=_open_to_proto(message))
+        case OpenFetch():
+            opening = _open_to_proto(message.opening)
+            fetch = pb.OpenFetch(opening=opening, first_position=message.first, hashes=message.hashes)
+            return pb.ImporterMessage(fetch=fetch)
         case PullBlocks():
             return pb.ImporterMessage(pull=pb.PullBlocks(tag=message.tag, positions=message.positions))
         case AcceptBlocks():
@@ -61,6 +58,8 @@ def importer_from_proto(message: pb.ImporterMessage) -> ImporterMessage:
     match message.WhichOneof("message"):
         case "open":
             return _open(message.open)
+        case "fetch":
+            return _fetch(message.fetch)
         case "pull":
             wanted = check.positions(message.pull.positions, "pull.positions")
             return PullBlocks(tag=_tag(message.pull.tag, len(wanted), "pull.tag"), positions=wanted)
@@ -71,7 +70,7 @@ def importer_from_proto(message: pb.ImporterMessage) -> ImporterMessage:
             refused = check.positions(message.reject.positions, "reject.positions")
             return RejectBlocks(reason=message.reject.reason, positions=refused)
         case _:
-            return check.refuse("message", "must be one of open, pull, accept, reject")
+            return check.refuse("message", "must be one of open, fetch, pull, accept, reject")
 
 
 def exporter_to_proto(message: ExporterMessage) -> pb.ExporterMessage:
@@ -79,14 +78,13 @@ def exporter_to_proto(message: ExporterMessage) -> pb.ExporterMessage:
     match message:
         case ExportOpened():
             opened = pb.ExportOpened(
-                lease_s=message.lease_s, exporter_transport_address=message.exporter_transport_address
+                lease_s=message.lease_s,
+                exporter_transport_address=message.exporter_transport_address,
+                wire_format=message.wire_format,
             )
             return pb.ExporterMessage(opened=opened)
         case BlocksSealed():
             return pb.ExporterMessage(sealed=pb.BlocksSealed(blocks=map(_reference_to_proto, message.blocks)))
-        case BlocksSent():
-            sent = pb.BlocksSent(tag=message.tag, blocks=map(_reference_to_proto, message.blocks))
-            return pb.ExporterMessage(sent=sent)
         case ExportFinished():
             finished = pb.ExportFinished(first_token_id=message.first_token_id, fork_token_ids=message.fork_token_ids)
             return pb.ExporterMessage(finished=finished)
@@ -103,9 +101,6 @@ def exporter_from_proto(message: pb.ExporterMessage) -> ExporterMessage:
             return _opened(message.opened)
         case "sealed":
             return BlocksSealed(blocks=_references(message.sealed.blocks, "sealed.blocks"))
-        case "sent":
-            blocks = _references(message.sent.blocks, "sent.blocks")
-            return BlocksSent(tag=_tag(message.sent.tag, len(blocks), "sent.tag"), blocks=blocks)
         case "finished":
             finished = message.finished
             check.at_most(len(finished.fork_token_ids), check.MAX_CHOICES, "finished.fork_token_ids")
@@ -114,10 +109,11 @@ def exporter_from_proto(message: pb.ExporterMessage) -> ExporterMessage:
             check.at_most(len(message.failed.reason), check.MAX_REASON_BYTES, "failed.reason")
             return ExportFailed(reason=message.failed.reason)
         case _:
-            return check.refuse("message", "must be one of opened, sealed, sent, finished, failed")
+            return check.refuse("message", "must be one of opened, sealed, finished, failed")
 
 
 def _open(message: pb.OpenExport) -> OpenExport:
+    check.at_most(message.binding, check.MAX_BINDINGS, "open.binding")
     check.at_most(len(message.importer_transport_address), MAX_ADDRESS_BYTES, "open.importer_transport_address")
     check.at_most(len(message.layout), MAX_LAYOUT_BYTES, "open.layout")
     return OpenExport(
@@ -128,6 +124,43 @@ def _open(message: pb.OpenExport) -> OpenExport:
         importer_incarnation=check.incarnation(message.importer_incarnation, "open.importer_incarnation"),
         importer_transport_address=message.importer_transport_address,
         layout=message.layout,
+        binding=message.binding,
+        wire=_wire(message.wire) if message.HasField("wire") else None,
+    )
+
+
+def _wire_to_proto(offer: WireOffer) -> pb.WireOffer:
+    return pb.WireOffer(format=offer.format, gain_s_per_byte=offer.gain_s_per_byte)
+
+
+def _wire(offer: pb.WireOffer) -> WireOffer:
+    check.at_most(len(offer.format), MAX_FORMAT_BYTES, "open.wire.format")
+    return WireOffer(
+        format=offer.format, gain_s_per_byte=check.seconds(offer.gain_s_per_byte, "open.wire.gain_s_per_byte")
+    )
+
+
+def _open_to_proto(message: OpenExport) -> pb.OpenExport:
+    return pb.OpenExport(
+        request_id=message.request_id,
+        attempt=message.attempt,
+        exporter_incarnation=message.exporter_incarnation,
+        importer=message.importer,
+        importer_incarnation=message.importer_incarnation,
+        importer_transport_address=message.importer_transport_address,
+        layout=message.layout,
+        binding=message.binding,
+        wire=None if message.wire is None else _wire_to_proto(message.wire),
+    )
+
+
+def _fetch(message: pb.OpenFetch) -> OpenFetch:
+    check.at_most(message.first_position + len(message.hashes), check.MAX_BLOCKS, "fetch.hashes")
+    check.require(len(message.hashes) > 0, "fetch.hashes", "must not be empty")
+    return OpenFetch(
+        opening=_open(message.opening),
+        first=message.first_position,
+        hashes=tuple(BlockHash(check.exact_bytes(each, HASH_BYTES, "fetch.hashes")) for each in message.hashes),
     )
 
 
@@ -136,7 +169,12 @@ def _opened(message: pb.ExportOpened) -> ExportOpened:
     lease_s = check.seconds(message.lease_s, "opened.lease_s")
     if not 0 < lease_s <= MAX_LEASE_S:
         check.refuse("opened.lease_s", f"must be above 0 and at most {MAX_LEASE_S:.0f} seconds")
-    return ExportOpened(lease_s=lease_s, exporter_transport_address=message.exporter_transport_address)
+    check.at_most(len(message.wire_format), MAX_FORMAT_BYTES, "opened.wire_format")
+    return ExportOpened(
+        lease_s=lease_s,
+        exporter_transport_address=message.exporter_transport_address,
+        wire_format=message.wire_format,
+    )
 
 
 def _tag(tag: int, count: int, field: str) -> int:

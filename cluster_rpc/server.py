@@ -28,6 +28,7 @@ from cluster_rpc.v1 import (
     cluster_pb2_grpc,
     generation_pb2_grpc,
     handoff_pb2_grpc,
+    link_pb2_grpc,
     worker_pb2_grpc,
 )
 
@@ -42,6 +43,7 @@ CLUSTER: Registration = ("cluster_rpc.v1.ClusterService", cluster_pb2_grpc.add_C
 WORKER: Registration = ("cluster_rpc.v1.WorkerService", worker_pb2_grpc.add_WorkerServiceServicer_to_server)
 PREFILL: Registration = ("cluster_rpc.v1.PrefillService", worker_pb2_grpc.add_PrefillServiceServicer_to_server)
 DECODE: Registration = ("cluster_rpc.v1.DecodeService", worker_pb2_grpc.add_DecodeServiceServicer_to_server)
+LINK: Registration = ("cluster_rpc.v1.LinkService", link_pb2_grpc.add_LinkServiceServicer_to_server)
 HANDOFF: Registration = ("cluster_rpc.v1.HandoffService", handoff_pb2_grpc.add_HandoffServiceServicer_to_server)
 
 

@@ -7,11 +7,13 @@ is for the worker to say, which knows the model.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cluster_core.handoff import HandoffReport
+from cluster_core.handoff import FetchReport, FetchSource, HandoffReport
 from cluster_core.identity import Attempt, Incarnation, RequestId, Role, WorkerId
 from cluster_core.sampling import Sampling
 from cluster_core.workers import WorkerLoad
 from cluster_rpc import field_checks as check
+from cluster_rpc.errors import clip
+from cluster_rpc.link_messages import MAX_LINKS, link_report_to_proto, links_from_proto
 from cluster_rpc.sampling_messages import sampling_from_proto, sampling_to_proto
 from cluster_rpc.v1 import worker_pb2 as pb
 
@@ -27,6 +29,8 @@ class PrefillOrigin:
     worker_id: WorkerId
     incarnation: Incarnation
     address: str
+    binding: int = 0
+    """How many decode workers were given the attempt before this one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +48,8 @@ class WorkOrder:
     """Decode orders only; None: the worker prefills the prompt itself."""
     choices: int = 1
     """How many answers are drawn from the one prompt, each with its own seed (`cluster_core.sampling.choice_seed`)."""
+    fetch: FetchSource | None = None
+    """For the worker that reads the prompt: whose cache holds more of it."""
 
 
 def prefill_to_proto(order: WorkOrder) -> pb.PrefillRequest:
@@ -56,6 +62,7 @@ def prefill_to_proto(order: WorkOrder) -> pb.PrefillRequest:
         sampling=sampling_to_proto(order.sampling),
         root_hash=order.root_hash,
         choices=order.choices,
+        fetch=_source_to_proto(order.fetch),
     )
 
 
@@ -64,7 +71,12 @@ def decode_to_proto(order: WorkOrder) -> pb.DecodeRequest:
     origin = order.origin
     source = None
     if origin is not None:
-        source = pb.HandoffSource(worker_id=origin.worker_id, incarnation=origin.incarnation, address=origin.address)
+        source = pb.HandoffSource(
+            worker_id=origin.worker_id,
+            incarnation=origin.incarnation,
+            address=origin.address,
+            binding=origin.binding,
+        )
     return pb.DecodeRequest(
         request_id=order.request_id,
         attempt=order.attempt,
@@ -73,6 +85,7 @@ def decode_to_proto(order: WorkOrder) -> pb.DecodeRequest:
         root_hash=order.root_hash,
         source=source,
         choices=order.choices,
+        fetch=_source_to_proto(order.fetch) if origin is None else None,
     )
 
 
@@ -82,10 +95,12 @@ def order_from_proto(request: pb.PrefillRequest | pb.DecodeRequest) -> WorkOrder
     if isinstance(request, pb.DecodeRequest) and request.HasField("source"):
         source = request.source
         check.at_most(len(source.address), MAX_HOST_BYTES, "source.address")
+        check.at_most(source.binding, check.MAX_BINDINGS, "source.binding")
         origin = PrefillOrigin(
             worker_id=check.worker_id(source.worker_id, "source.worker_id"),
             incarnation=check.incarnation(source.incarnation, "source.incarnation"),
             address=source.address,
+            binding=source.binding,
         )
     check.at_most(request.choices, check.MAX_CHOICES, "choices")
     return WorkOrder(
@@ -96,6 +111,7 @@ def order_from_proto(request: pb.PrefillRequest | pb.DecodeRequest) -> WorkOrder
         root_hash=check.root_hash(request.root_hash),
         origin=origin,
         choices=request.choices or 1,
+        fetch=_source_from_proto(request.fetch) if request.HasField("fetch") else None,
     )
 
 
@@ -124,6 +140,7 @@ def status_to_proto(worker_id: WorkerId, incarnation: Incarnation, load: WorkerL
         accepted_guesses=load.accepted_guesses,
         draft_s=load.draft_s,
         draft_held_blocks=load.draft_held_blocks,
+        links=[link_report_to_proto(link) for link in load.links[:MAX_LINKS]],
     )
 
 
@@ -150,6 +167,7 @@ def load_from_proto(status: pb.WorkerStatus) -> WorkerLoad:
         accepted_guesses=status.accepted_guesses,
         draft_s=check.seconds(status.draft_s, "draft_s"),
         draft_held_blocks=status.draft_held_blocks,
+        links=links_from_proto(status.links),
     )
 
 
@@ -182,6 +200,59 @@ def report_from_proto(message: pb.HandoffReport) -> HandoffReport:
         transfer_s=check.seconds(message.transfer_s, "handoff.transfer_s"),
         exposed_s=check.seconds(message.exposed_s, "handoff.exposed_s"),
         transport=message.transport,
+    )
+
+
+def fetch_to_proto(report: FetchReport | None) -> pb.FetchReport | None:
+    """Put a fetch's report on the wire, if there is one."""
+    if report is None:
+        return None
+    return pb.FetchReport(
+        lender=report.lender,
+        asked_blocks=report.asked_blocks,
+        moved_blocks=report.moved_blocks,
+        moved_bytes=report.moved_bytes,
+        transfer_s=report.transfer_s,
+        elapsed_s=report.elapsed_s,
+        failure=clip(report.failure),
+    )
+
+
+def fetch_from_proto(message: pb.FetchReport) -> FetchReport:
+    """Read a fetch's report. Raises `InvalidField`."""
+    check.at_most(len(message.failure), check.MAX_REASON_BYTES, "fetch.failure")
+    return FetchReport(
+        lender=check.worker_id(message.lender, "fetch.lender"),
+        asked_blocks=message.asked_blocks,
+        moved_blocks=message.moved_blocks,
+        moved_bytes=message.moved_bytes,
+        transfer_s=check.seconds(message.transfer_s, "fetch.transfer_s"),
+        elapsed_s=check.seconds(message.elapsed_s, "fetch.elapsed_s"),
+        failure=message.failure,
+    )
+
+
+def _source_to_proto(source: FetchSource | None) -> pb.FetchSource | None:
+    if source is None:
+        return None
+    return pb.FetchSource(
+        worker_id=source.worker_id,
+        incarnation=source.incarnation,
+        address=source.address,
+        blocks=source.blocks,
+        patience_s=source.patience_s,
+    )
+
+
+def _source_from_proto(message: pb.FetchSource) -> FetchSource:
+    check.at_most(len(message.address), MAX_HOST_BYTES, "fetch.address")
+    check.require(0 < message.blocks <= check.MAX_BLOCKS, "fetch.blocks", f"must be 1 to {check.MAX_BLOCKS}")
+    return FetchSource(
+        worker_id=check.worker_id(message.worker_id, "fetch.worker_id"),
+        incarnation=check.incarnation(message.incarnation, "fetch.incarnation"),
+        address=message.address,
+        blocks=message.blocks,
+        patience_s=check.seconds(message.patience_s, "fetch.patience_s"),
     )
 
 

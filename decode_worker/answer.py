@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from cluster_core.handoff import FetchReport
 from cluster_core.logprobs import TokenLogprobs
 from cluster_core.sampling import choice_seed
 from cluster_rpc.worker_messages import WorkOrder
 from decode_worker.answer_stream import AnswerStream, FinishReason, TokensWritten
+from inference_engine.borrowed_prefixes import Borrowing
 from inference_engine.sequence import TokenSequence
 
 
@@ -18,12 +20,14 @@ class Stage(Enum):
 
         WAITING --> IMPORTING --> RUNNING --> ENDED        with an origin
         WAITING ----------------> RUNNING --> ENDED        read here
+        WAITING --> FETCHING --> WAITING                   read here; another worker's cache has more of it
         IMPORTING --> WAITING                              called back: read here from then on
                      RUNNING --> WAITING                   preempted: read here from then on
         every stage -------------------------> ENDED       cancelled or failed
     """
 
     WAITING = auto()
+    FETCHING = auto()
     IMPORTING = auto()
     RUNNING = auto()
     ENDED = auto()
@@ -49,14 +53,24 @@ class Answer:
     """Since when it waits for blocks at the head of the queue."""
     paused_since_s: float | None = None
     """Since when its reader has not kept up."""
+    borrowing: Borrowing | None = None
+    """While it is fetching."""
+    has_fetched: bool = False
+    """Whether a fetch for it has been tried."""
+    fetch: FetchReport | None = None
     import_began_s: float = 0.0
     read_here: bool = False
-    """Its import was called back: the prompt is read here, although a prefill worker reads it too."""
+    """Its import was called back, or came too late: the prompt is read here, although a prefill worker reads it too."""
 
     @property
     def to_import(self) -> bool:
         """Its blocks are still to come from a prefill worker."""
         return self.order.origin is not None and self.written == 0 and not self.read_here
+
+    @property
+    def may_fetch(self) -> bool:
+        """Whether its beginning may still be fetched: where it is read here, for the first time."""
+        return self.order.origin is None and self.written == 0 and not self.has_fetched and not self.tells_prompt
 
     @property
     def fork_seeds(self) -> tuple[int, ...]:
@@ -70,6 +84,14 @@ class Answer:
         """The prompt's logprobs are still to be told from here: they come of computing it, not of cached blocks."""
         asked = self.order.sampling.prompt_logprobs is not None
         return asked and self.order.origin is None and self.written == 0
+
+    def is_paused(self, now_s: float) -> bool:
+        """Whether its reader has not kept up; notes since when."""
+        if not self.stream.full:
+            self.paused_since_s = None
+        elif self.paused_since_s is None:
+            self.paused_since_s = now_s
+        return self.stream.full
 
     @property
     def left(self) -> int:

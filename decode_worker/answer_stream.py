@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cluster_core.errors import BatonError
-from cluster_core.handoff import HandoffReport
+from cluster_core.handoff import FetchReport, HandoffReport
 from cluster_core.logprobs import TokenLogprobs
 
 FinishReason = Literal["stop", "length"]
@@ -25,6 +25,8 @@ class Started:
     queue_s: float
     cached_tokens: int
     """Prompt tokens found in this worker's own cache."""
+    fetch: FetchReport | None = None
+    """What was fetched into it before from another worker's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +57,13 @@ class HandedOver:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """The hand-over failed; so many leading full blocks of the prompt are in this worker's cache, checked."""
+
+    blocks: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
     """The answer is complete."""
 
@@ -62,7 +71,7 @@ class Finished:
     choice: int = 0
 
 
-AnswerEvent = Started | PartRead | TokensWritten | HandedOver | Finished
+AnswerEvent = Started | PartRead | TokensWritten | HandedOver | Kept | Finished
 
 
 class AnswerStream:

@@ -6,9 +6,10 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from cluster_core.errors import BatonError, Cancelled, LegFailed
+from cluster_core.failpoints import reach
 from cluster_rpc.worker_messages import PrefillOrigin
 from decode_worker.answer import Answer
-from kv_transfer.importer import Imported, ImportJob
+from kv_transfer.importer import Imported, ImportJob, Remains
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +30,9 @@ class PromptImports:
         source: BlockSource,
         *,
         arrived: Callable[[Answer, Imported], None],
-        failed: Callable[[Answer, BatonError], None],
+        failed: Callable[[Answer, BatonError, frozenset[int]], None],
     ) -> None:
+        """``failed`` is told which positions hold valid blocks all the same."""
         self._source = source
         self._arrived = arrived
         self._failed = failed
@@ -51,10 +53,11 @@ class PromptImports:
             kept=frozenset(range(sequence.dropped, sequence.computed // size)),
             first=sequence.dropped,
             hashes=tuple(sequence.hashes()),
+            binding=order.origin.binding,
         )
         task = asyncio.create_task(self._bring(order.origin, job), name=f"import {order.request_id}")
         self._tasks[answer] = task
-        task.add_done_callback(lambda done: self._over(answer, done))
+        task.add_done_callback(lambda done: self._over(answer, done, job.remains))
 
     def cancel(self, answer: Answer) -> None:
         """Stop an import; `failed` is called once it has stopped."""
@@ -69,18 +72,20 @@ class PromptImports:
         await asyncio.sleep(0)
 
     async def _bring(self, origin: PrefillOrigin, job: ImportJob) -> Imported:
-        return await self._source(origin, job)
+        await reach("d.reserve")
+        imported = await self._source(origin, job)
+        await reach("d.first_step")
+        return imported
 
-    def _over(self, answer: Answer, task: asyncio.Task[Imported]) -> None:
+    def _over(self, answer: Answer, task: asyncio.Task[Imported], remains: Remains) -> None:
         del self._tasks[answer]
+        error: BaseException | None = None
         if task.cancelled():
-            self._failed(answer, Cancelled("the import was cancelled"))
-            return
-        error = task.exception()
-        if error is None:
+            error = Cancelled("the import was cancelled")
+        elif (error := task.exception()) is None:
             self._arrived(answer, task.result())
-        elif isinstance(error, BatonError):
-            self._failed(answer, error)
-        else:
+            return
+        if not isinstance(error, BatonError):
             log.error("an import failed in an unforeseen way", exc_info=error)
-            self._failed(answer, LegFailed(f"the import failed: {type(error).__name__}"))
+            error = LegFailed(f"the import failed: {type(error).__name__}")
+        self._failed(answer, error, remains.verified)

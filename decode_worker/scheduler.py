@@ -1,9 +1,9 @@
 """Writes answers: admission, import, continuous batching, preemption.
 
 Life of an answer: it *waits* in a bounded queue until blocks for its prompt and one token are reserved; then it is
-*importing* until the prompt's blocks have arrived and been accepted, or it reads its prompt here; it is *running* while
-steps add tokens, each sealed block entering the cache; it *ends* with its last token, an error or a cancel, and every
-block it held goes back.
+*importing* until the prompt's blocks have arrived and been accepted, or it reads its prompt here, perhaps after what
+another worker's cache has of it was *fetched*; it is *running* while steps add tokens, each sealed block entering the
+cache; it *ends* with its last token, an error or a cancel, and every block it held goes back.
 
 An order for several answers is one answer until its prompt has been read or has arrived; then the others are *forked*
 from it. They share its full blocks and its stream, and are from then on answers like all others.
@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from cluster_core.errors import BatonError, Cancelled, LegFailed, RequestError
+from cluster_core.failpoints import hit
 from cluster_core.holds import RequestHold
 from cluster_core.identity import Attempt, RequestId
 from cluster_core.logprobs import TokenLogprobs
@@ -27,16 +28,19 @@ from cluster_core.workers import WorkerLoad
 from cluster_rpc.order_checks import Capacity, Occupation, check_order
 from cluster_rpc.worker_messages import WorkOrder
 from decode_worker.answer import Answer, Stage
-from decode_worker.answer_stream import AnswerStream, Finished, FinishReason, HandedOver, PartRead, Started
+from decode_worker.answer_stream import AnswerStream, Finished, FinishReason, HandedOver, Kept, PartRead, Started
 from decode_worker.batcher import plan_step
+from decode_worker.broken_import import goes_on_here, keep_verified
 from decode_worker.forks import fork_answer
 from decode_worker.load_report import report_load
+from decode_worker.prefix_fetches import PrefixFetches
 from decode_worker.prompt_import import BlockSource, PromptImports
 from decode_worker.settings import DecodeSettings
 from decode_worker.speculation import Speculation
 from decode_worker.step_share import StepShare
 from decode_worker.waiting_room import WaitingRoom
 from inference_engine.block_pool import BlockPool, NoFreeBlocks
+from inference_engine.borrowed_prefixes import BorrowedPrefixes
 from inference_engine.learned_rates import LearnedRates
 from inference_engine.sequence import TokenSequence
 from inference_engine.step import DraftSlice, StepPlan, StepResult
@@ -51,6 +55,8 @@ class SchedulerParts:
     capacity: Capacity
     source: BlockSource
     settings: DecodeSettings
+    borrowed: BorrowedPrefixes | None = None
+    """None: nothing is ever fetched for prompts that are read here."""
     copy_block: Callable[[int, int], None]
     """Copies a block's content, from one index to another."""
     speculation: Speculation = field(default_factory=Speculation)
@@ -66,6 +72,7 @@ class DecodeScheduler:
         self._on_change = on_change
         self._rates = LearnedRates()
         self._imports = PromptImports(parts.source, arrived=self._arrived, failed=self._import_failed)
+        self._fetches = PrefixFetches(parts.borrowed, ended=self._wait_again)
         self._live: dict[tuple[RequestId, int], Answer] = {}
         """The answers that have not ended, by request and choice."""
         self._waiting = WaitingRoom(parts.settings.passing_s)
@@ -131,8 +138,8 @@ class DecodeScheduler:
     def next_step(self) -> StepPlan | None:
         """Admit what has room, then give every answer that can move its place in the step, the oldest first."""
         self._admit()
-        settings = self._parts.settings
-        ready = [answer for answer in self._running if not self._paused(answer)]
+        settings, now_s = self._parts.settings, self._parts.clock()
+        ready = [answer for answer in self._running if not answer.is_paused(now_s)]
         counts = plan_step([answer.sequence.pending for answer in ready], settings.token_budget, settings.chunk_tokens)
         chosen = [StepShare(answer=answer, count=count) for answer, count in zip(ready, counts, strict=True) if count]
         able = [share for share in chosen if self._make_room(share.answer, share.count)]
@@ -188,7 +195,7 @@ class DecodeScheduler:
             ]
             self._call_back_youngest(late)
         for answer in list(self._live.values()):
-            if not self._paused(answer):
+            if not answer.is_paused(now_s):
                 continue
             assert answer.paused_since_s is not None
             if now_s - answer.paused_since_s >= settings.slow_reader_s:
@@ -208,13 +215,6 @@ class DecodeScheduler:
         load = report_load(parts.pool, self._rates, parts.speculation, waiting=waiting, admitted=admitted)
         return replace(load, draining=self.draining, preemptions=self._preemptions)
 
-    def _paused(self, answer: Answer) -> bool:
-        if not answer.stream.full:
-            answer.paused_since_s = None
-        elif answer.paused_since_s is None:
-            answer.paused_since_s = self._parts.clock()
-        return answer.stream.full
-
     def _look_again(self) -> None:
         """Note that an answer which waits may be admitted now."""
         self._look = True
@@ -233,19 +233,31 @@ class DecodeScheduler:
 
     def _admit_waiting(self) -> None:
         while len(self._live) - len(self._waiting) < self._parts.settings.max_running:
-            answer = self._waiting.admit(self._try_reserve, self._parts.clock())
+            answer = self._waiting.admit(self._try_admit, self._parts.clock())
             if answer is None:
                 return
+            if answer.stage is Stage.FETCHING:
+                continue
             if not answer.started:
                 answer.started = True
                 queue_s = self._parts.clock() - answer.arrived_s
-                answer.stream.put(Started(queue_s=queue_s, cached_tokens=answer.sequence.cached))
+                cached = answer.sequence.cached
+                answer.stream.put(Started(queue_s=queue_s, cached_tokens=cached, fetch=answer.fetch))
             if answer.to_import:
                 answer.stage = Stage.IMPORTING
                 answer.import_began_s = self._parts.clock()
                 self._imports.start(answer)
             else:
                 self._run(answer)
+
+    def _try_admit(self, answer: Answer) -> bool:
+        """Begin to fetch for an answer, or reserve what it needs to run or to import; False where there is no room."""
+        return self._fetches.start(answer) or self._try_reserve(answer)
+
+    def _wait_again(self, answer: Answer) -> None:
+        answer.stage = Stage.WAITING
+        self._waiting.add(answer)
+        self._look_again()
 
     def _try_reserve(self, answer: Answer) -> bool:
         """Reserve blocks for all of the answer's tokens and the next one, and leave the running ones some to grow."""
@@ -302,6 +314,7 @@ class DecodeScheduler:
         return False
 
     def _preempt(self, answer: Answer) -> None:
+        hit("d.preempt")
         self._preemptions += 1
         self._look = True
         self._running.remove(answer)
@@ -327,6 +340,7 @@ class DecodeScheduler:
             return
         report = imported.report
         self._rates.transfer_took(report.moved_bytes, report.transfer_s, report.exposed_s)
+        answer.sequence.private = imported.rounded
         answer.sequence.advance(answer.sequence.pending)
         answer.stream.put(HandedOver(report=report))
         self._run(answer)
@@ -335,13 +349,16 @@ class DecodeScheduler:
         self._finish_if(answer, answer.take_over((imported.first_token_id,)))
         self._on_change()
 
-    def _import_failed(self, answer: Answer, error: BatonError) -> None:
+    def _import_failed(self, answer: Answer, error: BatonError, verified: frozenset[int]) -> None:
+        kept = keep_verified(answer.sequence, verified)
         self._give_back(answer)
-        if answer.stage is Stage.IMPORTING and answer.read_here:
-            answer.stage = Stage.WAITING
-            self._waiting.add(answer)
+        if answer.stage is Stage.IMPORTING and goes_on_here(answer, error, self._parts.settings.passing_s):
+            answer.read_here = True
+            self._wait_again(answer)
         elif answer.stage is Stage.IMPORTING:
             self._remove(answer)
+            if kept:
+                answer.stream.put(Kept(blocks=kept))
             answer.stream.fail(error)
         self._look_again()
 
@@ -361,6 +378,7 @@ class DecodeScheduler:
         if answer.stage is Stage.ENDED:
             return
         importing = answer.stage is Stage.IMPORTING
+        self._fetches.cancel(answer)
         self._remove(answer)
         if error is None:
             answer.stream.put(Finished(reason="stop", choice=answer.choice))

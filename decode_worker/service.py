@@ -3,13 +3,14 @@
 from collections.abc import AsyncIterator, Iterator
 from typing import assert_never
 
+from cluster_core.failpoints import reach
 from cluster_rpc import field_checks as check
 from cluster_rpc.call_deadline import CallDeadline
 from cluster_rpc.guard import Context
 from cluster_rpc.logprob_messages import logprobs_to_proto, prompt_pieces
 from cluster_rpc.v1 import worker_pb2
-from cluster_rpc.worker_messages import order_from_proto, report_to_proto
-from decode_worker.answer_stream import AnswerEvent, Finished, HandedOver, PartRead, Started, TokensWritten
+from cluster_rpc.worker_messages import fetch_to_proto, order_from_proto, report_to_proto
+from decode_worker.answer_stream import AnswerEvent, Finished, HandedOver, Kept, PartRead, Started, TokensWritten
 from decode_worker.scheduler import DecodeScheduler
 from inference_engine.grammar_preparer import GrammarPreparer
 
@@ -34,6 +35,8 @@ class DecodeService:
         try:
             while True:
                 event = await deadline.wait(answer.stream.take())
+                if isinstance(event, Finished):
+                    await reach("d.fin")
                 for message in _to_proto(event):
                     yield message
                 unfinished -= isinstance(event, Finished)
@@ -55,7 +58,8 @@ class DecodeService:
 def _to_proto(event: AnswerEvent) -> Iterator[worker_pb2.DecodeEvent]:
     match event:
         case Started():
-            started = worker_pb2.DecodeStarted(queue_s=event.queue_s, cached_tokens=event.cached_tokens)
+            fetch = fetch_to_proto(event.fetch)
+            started = worker_pb2.DecodeStarted(queue_s=event.queue_s, cached_tokens=event.cached_tokens, fetch=fetch)
             yield worker_pb2.DecodeEvent(started=started)
         case PartRead():
             for piece in prompt_pieces(event.position, event.logprobs):
@@ -64,6 +68,8 @@ def _to_proto(event: AnswerEvent) -> Iterator[worker_pb2.DecodeEvent]:
             tokens = worker_pb2.Tokens(offset=event.offset, token_ids=event.token_ids, choice=event.choice)
             tokens.logprobs.extend(logprobs_to_proto(event.logprobs))
             yield worker_pb2.DecodeEvent(tokens=tokens)
+        case Kept():
+            yield worker_pb2.DecodeEvent(kept=worker_pb2.BlocksKept(blocks=event.blocks))
         case HandedOver():
             yield worker_pb2.DecodeEvent(handoff=report_to_proto(event.report))
         case Finished():

@@ -1,15 +1,18 @@
 """The whole of a decode worker on one page: which object holds which."""
 
 from collections.abc import Callable
+from functools import partial
 
 from block_directory.redis_directory import RedisDirectory
 from block_directory.settings import DirectorySettings
 from cluster_core.identity import WorkerId, new_incarnation
 from cluster_core.settings_reader import Document, read_section
 from cluster_rpc.channels import ChannelPool
+from cluster_rpc.handoff_service import HandoffService
 from cluster_rpc.limits import INTERNAL
+from cluster_rpc.link_service import LinkService
 from cluster_rpc.order_checks import Capacity
-from cluster_rpc.server import DECODE, WORKER, RpcServer
+from cluster_rpc.server import DECODE, HANDOFF, LINK, WORKER, RpcServer
 from cluster_rpc.worker_service import WorkerStatusService
 from decode_worker.draft_guesses import DraftGuesses
 from decode_worker.guess_source import GuessSource, LookupGuesses
@@ -21,13 +24,18 @@ from decode_worker.speculation import Speculation
 from decode_worker.worker import DecodeParts, DecodeWorker, Site
 from inference_engine.bell import Bell
 from inference_engine.block_pool import BlockPool
+from inference_engine.borrowed_prefixes import BorrowedPrefixes
 from inference_engine.draft_model import DraftingEngine
 from inference_engine.engine_loader import LoadedEngine, ServingEngine, engine_loader, with_draft
 from inference_engine.engine_loop import EngineLoop
+from inference_engine.failing_engine import with_failpoints
 from inference_engine.served_model import open_draft_model, open_served_model
 from inference_engine.settings import EngineSettings
 from inference_engine.watched_holds import WatchedHolds
+from kv_transfer.exporter import Exporter
+from kv_transfer.fetcher import Fetcher
 from kv_transfer.importer import Importer
+from kv_transfer.link_probe import LinkProbe, ProbeParts
 from kv_transfer.settings import TransferSettings
 from kv_transfer.transport import Transport, make_transport
 
@@ -51,7 +59,7 @@ def build_worker(document: Document, worker_id: WorkerId, directory_url: str) ->
         if draft_path
         else None
     )
-    transport = make_transport(transfer)
+    transport = make_transport(transfer, host_memory=engine_settings.device == "cpu")
     return DecodeWorker(
         site,
         RedisDirectory(directory_url, site.directory_settings),
@@ -77,8 +85,32 @@ def assemble(
         layout=engine.layout,
         settings=transfer,
     )
+    exporter = Exporter(
+        transport=transport,
+        memory=engine.memory,
+        holds=WatchedHolds(pool, bell.ring),
+        incarnation=site.incarnation,
+        layout=engine.layout,
+        settings=transfer,
+        find_run=pool.find_run,
+    )
     channels = ChannelPool()
     source = GrpcBlockSource(importer, channels)
+    fetcher = Fetcher(
+        importer,
+        lambda lender, job: source.calls.converse(lender.address, lender.worker_id, partial(importer.run, job)),
+    )
+    borrowed = BorrowedPrefixes(fetcher.fetch)
+    links = LinkProbe(
+        ProbeParts(
+            transport=transport,
+            memory=engine.memory,
+            worker_id=site.worker_id,
+            incarnation=site.incarnation,
+            settings=transfer,
+            book=importer.links,
+        )
+    )
     capacity = Capacity(
         model=engine.identity,
         layout=engine.layout,
@@ -90,21 +122,27 @@ def assemble(
         capacity=capacity,
         source=source,
         settings=site.settings,
+        borrowed=borrowed,
         copy_block=engine.memory.copy_block,
         speculation=Speculation(_guess_source(site, engine), most=site.speculation.max_draft_tokens),
     )
     scheduler = DecodeScheduler(parts, on_change=bell.ring)
-    loop = EngineLoop(engine=engine, work=scheduler, on_broken=worker.break_down)
+    loop = EngineLoop(engine=with_failpoints(engine, "d.step"), work=scheduler, on_broken=worker.break_down)
     bell.listen(loop.wake)
     status = WorkerStatusService(site.worker_id, site.incarnation, load=worker.load, drain=worker.stop_admission)
     server = RpcServer(INTERNAL)
     server.add(DECODE, DecodeService(scheduler, engine.grammars))
+    server.add(HANDOFF, HandoffService(exporter))
     server.add(WORKER, status)
+    server.add(LINK, LinkService(links, channels))
     return DecodeParts(
         bell=bell,
         pool=pool,
         importer=importer,
+        exporter=exporter,
+        borrowed=borrowed,
         source=source,
+        links=links,
         channels=channels,
         scheduler=scheduler,
         loop=loop,

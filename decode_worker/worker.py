@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 
 from block_directory.directory import BlockDirectory
+from block_directory.joining import refuse_other_layouts
 from block_directory.publisher import Publisher
 from block_directory.settings import DirectorySettings
 from cluster_core.errors import WorkerLost
@@ -21,9 +22,12 @@ from decode_worker.scheduler import DecodeScheduler
 from decode_worker.settings import DecodeSettings, SpeculationSettings
 from inference_engine.bell import Bell
 from inference_engine.block_pool import BlockPool
+from inference_engine.borrowed_prefixes import BorrowedPrefixes
 from inference_engine.engine_loader import ServingEngine
 from inference_engine.engine_loop import EngineLoop
+from kv_transfer.exporter import Exporter
 from kv_transfer.importer import Importer
+from kv_transfer.link_probe import LinkProbe
 from kv_transfer.transport import Transport
 
 log = logging.getLogger(__name__)
@@ -52,7 +56,10 @@ class DecodeParts:
     bell: Bell
     pool: BlockPool
     importer: Importer
+    exporter: Exporter
+    borrowed: BorrowedPrefixes
     source: GrpcBlockSource
+    links: LinkProbe
     channels: ChannelPool
     scheduler: DecodeScheduler
     loop: EngineLoop
@@ -116,6 +123,12 @@ class DecodeWorker:
                 return
             await asyncio.sleep(DRAIN_POLL_S)
 
+    def leave_to_successor(self) -> None:
+        """Drain and break down: another life of the worker has its place, and lives."""
+        log.critical("another life of %s has its place, and lives: this one drains and ends", self.site.worker_id)
+        leaving = asyncio.create_task(self._drain_and_end(), name="leave to successor")
+        self._exit.callback(leaving.cancel)
+
     async def close(self) -> None:
         """End. May be called twice."""
         await self._exit.aclose()
@@ -123,7 +136,12 @@ class DecodeWorker:
     def load(self) -> WorkerLoad:
         """Return the status that the router watches."""
         parts = self.parts
-        return replace(parts.scheduler.load(), engine_steps=parts.loop.steps)
+        return replace(
+            parts.scheduler.load(),
+            engine_steps=parts.loop.steps,
+            orphaned_holds=parts.exporter.orphaned,
+            links=parts.links.book.reports(),
+        )
 
     async def _start(self) -> WorkerRecord:
         self._exit.push_async_callback(self._directory.close)
@@ -136,12 +154,14 @@ class DecodeWorker:
         self._exit.push_async_callback(parts.importer.close)
         self._exit.push_async_callback(parts.channels.close)
         self._exit.push_async_callback(parts.source.close)
+        self._exit.push_async_callback(parts.borrowed.close)
         self._exit.push_async_callback(parts.scheduler.close, WorkerLost(f"{self.site.worker_id} ends"))
         sweeper = asyncio.create_task(self._sweep(), name="sweeper")
         sweeper.add_done_callback(self._sweeper_over)
         self._exit.callback(sweeper.cancel)
         address = await parts.server.start(reachable_host(self.site.settings.host), 0)
         self._exit.push_async_callback(parts.server.close)
+        self._exit.callback(parts.exporter.close, f"{self.site.worker_id} ends")
         record = WorkerRecord(
             worker_id=self.site.worker_id,
             incarnation=self.site.incarnation,
@@ -153,18 +173,25 @@ class DecodeWorker:
             total_blocks=parts.pool.counts().total,
             pid=os.getpid(),
         )
+        await refuse_other_layouts(self._directory, record, self.site.directory_settings.lease_s)
         publisher = Publisher(
             self._directory, record, parts.pool.drain_events, parts.pool.cached_hashes, self.site.directory_settings
         )
+        publisher.on_replaced = self.leave_to_successor
         parts.bell.listen(publisher.wake)
         await publisher.start()
         self._exit.push_async_callback(publisher.close)
         return record
 
+    async def _drain_and_end(self) -> None:
+        await self.drain()
+        self.break_down()
+
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_S)
             self.parts.scheduler.sweep()
+            await self.parts.exporter.sweep()
             self._check_step()
 
     def _check_step(self) -> None:

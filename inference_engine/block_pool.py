@@ -9,6 +9,7 @@ A hold that is not the cache's keeps a block from every other allocation, whatev
 request removes the request's hold and leaves a writer's, so late bytes reach only blocks that nobody else was given.
 """
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -122,6 +123,13 @@ class BlockPool:
                 break
             found.append(index)
         return found
+
+    def find_run(self, hashes: Sequence[BlockHash]) -> list[int]:
+        """Return the blocks that are found under the first of ``hashes``, up to one that is not. Takes no hold.
+
+        By hash alone: for another worker, which compares what it gets with tokens of its own.
+        """
+        return [self._by_hash[each] for each in itertools.takewhile(self._by_hash.__contains__, hashes)]
 
     def available(self) -> int:
         """How many blocks an allocation could get now."""

@@ -21,6 +21,11 @@ class BlockBytes(Protocol):
         """Bytes of one block."""
         ...
 
+    @property
+    def rows(self) -> Any:
+        """All blocks as a matrix of bytes, a row for each: an array, on CUDA a tensor."""
+        ...
+
     def buffer(self, index: int) -> Any:
         """Return the contiguous bytes of a block, to be read and written in place; on CUDA a tensor of bytes."""
         ...

@@ -44,16 +44,16 @@ class HashPool:
             wanted = total_blocks * layout.block_bytes / 2**30
             message = f"total_blocks: {total_blocks} blocks take {wanted:.1f} GiB, which this machine does not have"
             raise PartUnavailable(message) from error
-        self._bytes = self._storage.reshape(total_blocks, -1).view(np.uint8)  # [block, block_bytes]
+        self.rows: npt.NDArray[np.uint8] = self._storage.reshape(total_blocks, -1).view(np.uint8)  # [block, byte]
 
     def buffer(self, index: int) -> npt.NDArray[np.uint8]:
         """Return the bytes of a block, to be read or written in place."""
-        block: npt.NDArray[np.uint8] = self._bytes[index]
+        block: npt.NDArray[np.uint8] = self.rows[index]
         return block
 
     def copy_block(self, source: int, target: int) -> None:
         """Make block ``target`` hold what block ``source`` holds."""
-        self._bytes[target] = self._bytes[source]
+        self.rows[target] = self.rows[source]
 
     def clear_unused(self, index: int, tokens: int) -> None:
         """Zero the slots from ``tokens`` on, so that a part-filled block's bytes depend on its tokens alone."""
@@ -80,7 +80,7 @@ class HashPool:
         """Return the KV of the first ``tokens`` tokens as it lies in their blocks."""
         full, rest = divmod(tokens, self._block_size)
         if full:
-            yield self._bytes.take(block_table[:full], axis=0).data
+            yield self.rows.take(block_table[:full], axis=0).data
         if rest:
             yield self._storage[block_table[full], :, :, :, :rest].tobytes()
 

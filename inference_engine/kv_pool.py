@@ -26,12 +26,17 @@ class KvPool:
         self._bytes = self.storage.flatten(1).view(torch.uint8)  # [all blocks, block_bytes]
         self._host_bytes = self._bytes.numpy() if device.type == "cpu" else None
 
+    @property
+    def rows(self) -> Any:
+        """All blocks as a matrix of bytes: on the CPU a numpy array, on CUDA a tensor."""
+        return self._bytes if self._host_bytes is None else self._host_bytes
+
     def buffer(self, index: int) -> Any:
         """Return the bytes of a block, contiguous, to be read or written in place.
 
         On the CPU a numpy array of uint8; on CUDA a uint8 tensor with ``__cuda_array_interface__``.
         """
-        return self._bytes[index] if self._host_bytes is None else self._host_bytes[index]
+        return self.rows[index]
 
     def copy_block(self, source: int, target: int) -> None:
         """Make block ``target`` hold what block ``source`` holds."""

@@ -56,6 +56,8 @@ class TokenSequence:
         """How many of the computed tokens the cache spared."""
         self.dropped = 0
         """Positions of the block table, from the first on, whose blocks are not held any more."""
+        self.private = False
+        """Whether its blocks are sealed no more: some came rounded, and what follows them was computed from those."""
         self._pool = pool
         self._hold = hold
         self._root = root
@@ -134,13 +136,14 @@ class TokenSequence:
     def advance(self, count: int) -> list[FilledBlock]:
         """Count ``count`` more tokens as computed; seal the blocks that this filled, drop those that became useless.
 
-        Returns those of the sealed blocks that are of use after the last token.
+        A private sequence seals nothing. Returns those of the filled blocks that are of use after the last token.
         """
         self.computed += count
         assert self.computed <= len(self.token_ids), "more computed than there is"
         first, self._filled = self._filled, self.computed // self.block_size_tokens
-        for block in self._blocks(first, self._filled):
-            self._pool.seal(block.index, block.hash, self._tokens_of(block.position))
+        if not self.private:
+            for block in self._blocks(first, self._filled):
+                self._pool.seal(block.index, block.hash, self._tokens_of(block.position))
         gained = self._useful(first, self._filled)
         self._drop(self._first_read(self.computed))
         return gained
@@ -169,6 +172,7 @@ class TokenSequence:
             self._pool.acquire(index, hold)
         other.block_table = self.block_table[:full] + own
         other.computed, other.dropped = self.computed, self.dropped
+        other.private = self.private
         other._hashes, other._filled = list(self.hashes()), self._filled  # noqa: SLF001  # of the same class
         other._point_dropped()  # noqa: SLF001  # as above
         return other, (self.block_table[full], own[0]) if own else None
@@ -184,6 +188,20 @@ class TokenSequence:
             window_tokens=self._window_tokens,
         )
 
+    def prefix(self, blocks: int, hold: RequestHold) -> "TokenSequence":
+        """Return a sequence of the tokens of the first ``blocks`` full blocks that has no block yet."""
+        assert 0 < blocks <= len(self.hashes()), "a prefix of full blocks"
+        other = TokenSequence(
+            pool=self._pool,
+            hold=hold,
+            root=self._root,
+            token_ids=self.token_ids[: blocks * self.block_size_tokens],
+            block_size_tokens=self.block_size_tokens,
+            window_tokens=self._window_tokens,
+        )
+        other._hashes = self._hashes[:blocks]
+        return other
+
     def give_back(self) -> None:
         """Give every block back, the last first, so that the cache forgets the end of a chain before its beginning."""
         for index in reversed(self.block_table[self.dropped :]):
@@ -191,6 +209,7 @@ class TokenSequence:
         self.block_table.clear()
         self.computed = self.cached = 0
         self.dropped = self._filled = 0
+        self.private = False  # what is computed from the tokens anew is exact
 
     def _first_read(self, tokens: int) -> int:
         return first_block_in_window(tokens, self._window_tokens, self.block_size_tokens)

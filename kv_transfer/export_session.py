@@ -9,7 +9,6 @@ from cluster_core.errors import TransferFailed
 from cluster_core.handoff import (
     AcceptBlocks,
     BlocksSealed,
-    BlocksSent,
     ExportFailed,
     ExportFinished,
     ExportOpened,
@@ -19,7 +18,7 @@ from cluster_core.handoff import (
 )
 from kv_transfer.session import (
     Answer,
-    BlocksRead,
+    BlocksFilled,
     BlocksReady,
     ExporterAction,
     ExporterEvent,
@@ -76,6 +75,10 @@ class ExporterSession:
             return []
         return [Answer(message=BlocksSealed(blocks=event.blocks)), *self._send_awaited(event.blocks)]
 
+    def _filled(self, event: BlocksFilled) -> list[ExporterAction]:
+        """Send what was pulled: its bytes may travel while its digest is computed."""
+        return self._send_awaited(event.blocks)
+
     def _send_awaited(self, blocks: tuple[BlockReference, ...]) -> list[ExporterAction]:
         """Send those of ``blocks`` that were pulled before they were sealed, pull by pull."""
         pulls: dict[int, list[tuple[int, BlockReference]]] = {}
@@ -126,9 +129,6 @@ class ExporterSession:
                 self._awaited[position] = event.tag, number
         return [SendBlocks(tag=event.tag, numbered=tuple(sealed))] if sealed else []
 
-    def _read(self, event: BlocksRead) -> list[ExporterAction]:
-        return [Answer(message=BlocksSent(tag=event.tag, blocks=event.blocks))]
-
     def _accepted(self, _event: AcceptBlocks) -> list[ExporterAction]:
         self.state = ExporterState.ACCEPTED
         self.end_reason = "its blocks were accepted"
@@ -156,35 +156,32 @@ class ExporterSession:
         return []
 
     TABLE: ClassVar[Mapping[tuple[ExporterState, type[ExporterEvent]], Callable[[Any, Any], list[ExporterAction]]]] = {
+        (ExporterState.COMPUTING, BlocksFilled): _filled,
         (ExporterState.COMPUTING, BlocksReady): _ready,
         (ExporterState.COMPUTING, PrefillFinished): _prefill_finished,
         (ExporterState.COMPUTING, PrefillFailed): _prefill_failed,
         (ExporterState.COMPUTING, OpenExport): _opened,
-        (ExporterState.COMPUTING, BlocksRead): _late,
+        (ExporterState.FEEDING, BlocksFilled): _filled,
         (ExporterState.FEEDING, BlocksReady): _ready,
         (ExporterState.FEEDING, PrefillFinished): _prefill_finished,
         (ExporterState.FEEDING, PrefillFailed): _prefill_failed,
         (ExporterState.FEEDING, PullBlocks): _pulled,
-        (ExporterState.FEEDING, BlocksRead): _read,
         (ExporterState.FEEDING, RejectBlocks): _rejected,
         (ExporterState.FEEDING, ImporterLeft): _left,
         (ExporterState.WAITING, OpenExport): _opened,
         (ExporterState.WAITING, PrefillFailed): _prefill_failed,
         (ExporterState.WAITING, LeaseExpired): _expired,
-        (ExporterState.WAITING, BlocksRead): _late,
         (ExporterState.SERVING, PullBlocks): _pulled,
-        (ExporterState.SERVING, BlocksRead): _read,
         (ExporterState.SERVING, AcceptBlocks): _accepted,
         (ExporterState.SERVING, RejectBlocks): _rejected,
         (ExporterState.SERVING, PrefillFailed): _prefill_failed,
         (ExporterState.SERVING, ImporterLeft): _left,
-        (ExporterState.ACCEPTED, BlocksRead): _late,
         (ExporterState.ACCEPTED, ImporterLeft): _late,
         (ExporterState.ACCEPTED, PrefillFailed): _late,
+        (ExporterState.ENDED, BlocksFilled): _late,
         (ExporterState.ENDED, BlocksReady): _late,
         (ExporterState.ENDED, PrefillFinished): _late,
         (ExporterState.ENDED, PrefillFailed): _late,
-        (ExporterState.ENDED, BlocksRead): _late,
         (ExporterState.ENDED, PullBlocks): _late,
         (ExporterState.ENDED, AcceptBlocks): _late,
         (ExporterState.ENDED, RejectBlocks): _late,

@@ -2,29 +2,35 @@
 
 Life of an export. The worker opens it with a request, seals blocks as their chunks are computed (each takes a
 `LeaseHold`, so the request may end without them), and finishes it with the first token. An importer's stream attaches
-to it, early or late, and pulls. The lease ends when the importer accepts, when anything fails, or when nobody listens
-any more: ``lease_s`` after the prefill, or ``grace_s`` where a stream has come and broken. An ended export stays known
-for ``lease_s``, so that who comes too late hears why.
+to it, early or late, and pulls; one that was bound to the request later takes its place. The lease ends when the
+importer accepts, when anything fails, or when nobody listens any more: ``lease_s`` after the prefill, or ``grace_s``
+where a stream has come and broken. An ended export stays known for ``lease_s``, so that who comes too late hears why.
+
+A **loan** is an export that an importer begins: it names hashes, and what the cache has of them is sealed at once, as
+by a prefill that has ended. It is known to nobody else and ends with its stream.
 """
 
 import asyncio
+import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import assert_never
+from typing import TypeAlias, assert_never
 
-from cluster_core.blocks import BlockReference
 from cluster_core.errors import BatonError, ExportGone, LegFailed, TransferFailed, WorkerLost
-from cluster_core.handoff import ExporterMessage, ExportFailed, ImporterMessage, OpenExport
+from cluster_core.failpoints import copies, hit
+from cluster_core.handoff import AcceptBlocks, ExporterMessage, ExportFailed, ImporterMessage, OpenExport, OpenFetch
 from cluster_core.holds import LeaseHold
 from cluster_core.identity import Attempt, BlockHash, Incarnation, RequestId
 from cluster_core.layout import KvLayout
 from kv_transfer.digest import DigestMemo
+from kv_transfer.export_memory import ExportMemory, SealedBlock
 from kv_transfer.export_session import ExporterSession, ExporterState
+from kv_transfer.listener import Listener
+from kv_transfer.lot_sending import LotSending
 from kv_transfer.memory import BlockHolds, BlockMemory
 from kv_transfer.session import (
     Answer,
-    BlocksRead,
+    BlocksFilled,
     BlocksReady,
     ExporterEvent,
     ImporterLeft,
@@ -35,43 +41,18 @@ from kv_transfer.session import (
     SendBlocks,
 )
 from kv_transfer.settings import TransferSettings
-from kv_transfer.transport import Peer, Transport
+from kv_transfer.transport import Transport
+from kv_transfer.wire import make_wire
+
+FindRun: TypeAlias = Callable[[Sequence[BlockHash]], Sequence[int]]
+"""Says where in the pool the first of these blocks are that the cache has, up to one that it lacks."""
+
+LENT_AT_ONCE_BYTES = 8 << 20
+"""Bytes whose digests are computed in one turn of the event loop: a millisecond or less."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SealedBlock:
-    """A block of the own pool whose content is final."""
-
-    position: int
-    index: int
-    hash: BlockHash | None
-    """None for a prompt's last block when it is not full."""
-    tokens: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportMemory:
-    """Where an export's blocks lie, and who keeps them."""
-
-    memory: BlockMemory
-    holds: BlockHolds
-    layout: KvLayout
-    digests: DigestMemo
-
-
-class Listener:
-    """An attached importer: what is to be told to it, and the sends that it asked for."""
-
-    def __init__(self, peer: Peer) -> None:
-        self.peer = peer
-        self.answers: asyncio.Queue[ExporterMessage | None] = asyncio.Queue()
-        self.sending: set[asyncio.Task[None]] = set()
-
-    def end(self, error: LegFailed | None = None) -> None:
-        """End the stream after what is queued, and after ``error`` if there is one."""
-        if error is not None:
-            self.answers.put_nowait(ExportFailed(reason=str(error)))
-        self.answers.put_nowait(None)
+def _lend_nothing(_hashes: Sequence[BlockHash]) -> Sequence[int]:
+    return ()
 
 
 class Export:
@@ -93,32 +74,23 @@ class Export:
         self._settings = settings
         self._clock = clock
         self._listener: Listener | None = None
+        self._binding = 0
+        """Of the last listener; one of a lower number is late."""
         self._was_served = False
+        self._ended = asyncio.Event()
 
     def seal(self, blocks: Sequence[SealedBlock]) -> None:
         """Offer blocks whose content is final, positions ascending. Without effect once the export is over.
 
-        Takes a lease hold on each and computes its digest here and now (about 0.1 ms for 1 MiB), unless it was sealed
-        before: so a prefix from the cache costs nothing, and a bit of it that has flipped since shows at the importer.
+        Takes a lease hold on each, sends those that were pulled, and computes their digests while the bytes are on
+        their way (about 0.1 ms for 1 MiB), unless a block was sealed before: so a prefix from the cache costs nothing,
+        and a bit of it that has flipped since shows at the importer.
         """
         if self._session.over:
             return
-        self._feed(BlocksReady(blocks=tuple(self._offer(block) for block in blocks)))
-
-    def _offer(self, block: SealedBlock) -> BlockReference:
-        memory, holds = self._blocks.memory, self._blocks.holds
-        holds.acquire(block.index, self.lease)
-        if block.tokens < self._blocks.layout.block_size_tokens:
-            memory.clear_unused(block.index, block.tokens)
-        generation = holds.generation(block.index)
-        return BlockReference(
-            position=block.position,
-            index=block.index,
-            generation=generation,
-            hash=block.hash,
-            digest=self._blocks.digests.digest(memory, block.index, generation, block.position, block.hash),
-            tokens=block.tokens,
-        )
+        promised = tuple(self._blocks.promise(block, self.lease) for block in blocks)
+        self._feed(BlocksFilled(blocks=promised))
+        self._feed(BlocksReady(blocks=tuple(self._blocks.seal(block) for block in promised)))
 
     def finish(self, first_token_id: int, fork_token_ids: tuple[int, ...] = ()) -> None:
         """Say that every block is sealed, and the first token of each choice. Without effect once it is over."""
@@ -138,31 +110,62 @@ class Export:
         """Whether the lease was given back."""
         return self._session.over
 
+    async def until_over(self) -> None:
+        """Wait until the lease has been given back."""
+        await self._ended.wait()
+
+    @property
+    def claimed(self) -> bool:
+        """Whether somebody fetches the blocks: an importer, which has room for them."""
+        return self._listener is not None
+
     def attach(self, listener: Listener, opening: OpenExport) -> None:
-        """Serve ``listener`` from now on. Raises `ExportGone` when the export is over or serves another one."""
+        """Serve ``listener`` from now on, and nobody who was bound to the request before it.
+
+        Raises `ExportGone` when the export is over, or serves or has served one that was bound later.
+        """
         if self.over:
             message = f"request {self.lease.request_id} is not exported any more: {self._session.end_reason}"
             raise ExportGone(message)
-        if self._listener is not None:
+        if opening.binding < self._binding or (self.claimed and opening.binding == self._binding):
             message = f"request {self.lease.request_id} is being handed over already"
             raise ExportGone(message)
+        if self._listener is not None:
+            self._turn_away(self._listener)
+        self._binding = opening.binding
         self._listener = listener
+        if (wire := self._blocks.wire) is not None and wire.suits(opening.wire):
+            listener.wire = wire
         self._was_served = True
         self.deadline = None
         self._feed(opening)
 
-    def hear(self, message: ImporterMessage) -> None:
+    def hear(self, listener: Listener, message: ImporterMessage) -> None:
         """Take a message of the attached importer. Raises `TransferFailed` when it may not say that now."""
-        self._feed(message)
+        if isinstance(message, OpenFetch):
+            reason = "a fetch begins a stream"
+            raise TransferFailed(reason)
+        if listener is self._listener:
+            self._feed(message)
 
-    def detach(self) -> None:
-        """Note that the importer's stream is over."""
+    def detach(self, listener: Listener) -> None:
+        """Note that an importer's stream is over."""
+        if listener is not self._listener:
+            return
         self._listener = None
         if self.over:
             return
         self._feed(ImporterLeft())
         if self._session.state is ExporterState.WAITING:
             self.deadline = self._clock() + self._settings.grace_s
+
+    def _turn_away(self, listener: Listener) -> None:
+        """End the stream of an importer whose place another one takes."""
+        self._listener = None
+        self._feed(ImporterLeft())
+        listener.end(ExportGone(f"request {self.lease.request_id} was given to another decode worker"))
+        for task in listener.sending:
+            task.cancel()
 
     def expire(self) -> None:
         """End a lease that nobody claimed in time."""
@@ -173,37 +176,34 @@ class Export:
             match action:
                 case Answer(message=message):
                     assert self._listener is not None, "only a listener is answered"
-                    self._listener.answers.put_nowait(message)
+                    self._listener.tell(message)
                 case SendBlocks():
                     assert self._listener is not None, "only a listener pulls"
-                    task = asyncio.create_task(self._send(self._listener, action))
-                    self._listener.sending.add(task)
-                    task.add_done_callback(self._listener.sending.discard)
+                    LotSending(self._listener, action, self._still_sealed, self._settings.pull_timeout_s).start(
+                        self._blocks
+                    )
                 case ReleaseLease():
+                    hit("p.free")
                     self._blocks.holds.release(self.lease)
+                    self._ended.set()
                     self.deadline = self._clock() + self._settings.lease_s
                     if self._listener is not None:
                         self._listener.end()
                 case _:
                     assert_never(action)
 
-    async def _send(self, listener: Listener, action: SendBlocks) -> None:
-        memory, holds = self._blocks.memory, self._blocks.holds
-        try:
-            sends = [
-                listener.peer.send(memory.buffer(block.index), action.tag + number) for number, block in action.numbered
-            ]
-            _done, pending = await asyncio.wait(sends, timeout=self._settings.pull_timeout_s)
-            if pending:
-                message = f"{len(pending)} blocks were not fetched within {self._settings.pull_timeout_s} s"
-                raise TransferFailed(message)
-            for send in sends:
-                send.result()
-        except LegFailed as error:
-            listener.end(error)
-            return
-        echoes = tuple(replace(block, generation=holds.generation(block.index)) for _, block in action.numbered)
-        self._feed(BlocksRead(tag=action.tag, blocks=echoes))
+    def _still_sealed(self, action: SendBlocks) -> bool:
+        """Fail a live export of which a block is not what was sealed any more: a hold failed, a mistake of ours.
+
+        The importer does not depend on it, since the digest tells it the same; this names the cause.
+        """
+        if self.over:
+            return True
+        for _, block in action.numbered:
+            if self._blocks.holds.generation(block.index) != block.generation:
+                self.fail(f"block {block.position} was reused while it was exported")
+                return False
+        return True
 
 
 class Exporter:
@@ -218,18 +218,32 @@ class Exporter:
         incarnation: Incarnation,
         layout: KvLayout,
         settings: TransferSettings,
+        find_run: FindRun = _lend_nothing,
+        on_claim: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """``on_claim`` is called when an importer has come for an export."""
         self.expired = 0
         """Leases that ended because nobody came."""
         self.orphaned = 0
         """Lease holds that were found on blocks after their export had given them back: always 0 without a bug."""
         self._transport = transport
-        self._blocks = ExportMemory(memory=memory, holds=holds, layout=layout, digests=DigestMemo())
+        self._blocks = ExportMemory(
+            memory=memory,
+            holds=holds,
+            layout=layout,
+            digests=DigestMemo(),
+            wire=make_wire(settings, layout, memory),
+        )
         self._incarnation = incarnation
         self._settings = settings
         self._clock = clock
-        self._exports: dict[RequestId, Export] = {}
+        self._find_run = find_run
+        self._on_claim = on_claim
+        self._exports: dict[tuple[RequestId, int], Export] = {}
+        """By request and, for loans, their number; 0 for what was computed for the request."""
+        self._loans = itertools.count(1)
+        self._lending: set[asyncio.Task[None]] = set()
         self._opened = asyncio.Event()
 
     def open(self, request_id: RequestId, attempt: Attempt) -> Export:
@@ -237,7 +251,7 @@ class Exporter:
 
         Raises `ExportGone` when this attempt, or a later one, was offered before.
         """
-        known = self._exports.get(request_id)
+        known = self._exports.get((request_id, 0))
         if known is not None:
             if known.lease.attempt >= attempt:
                 message = (
@@ -246,19 +260,51 @@ class Exporter:
                 raise ExportGone(message)
             known.fail(f"attempt {attempt} took its place")
             self.orphaned += self._blocks.holds.release(known.lease)
-        session = ExporterSession(self._settings.lease_s, self._transport.address)
-        lease = LeaseHold(request_id, attempt)
-        export = self._exports[request_id] = Export(lease, session, self._blocks, self._settings, self._clock)
+        export = self._new(LeaseHold(request_id, attempt))
         self._opened.set()
         self._opened = asyncio.Event()
         return export
 
+    def _new(self, lease: LeaseHold) -> Export:
+        session = ExporterSession(self._settings.lease_s, self._transport.address)
+        export = Export(lease, session, self._blocks, self._settings, self._clock)
+        self._exports[lease.request_id, lease.loan] = export
+        return export
+
+    def _lend(self, wanted: OpenFetch) -> Export:
+        """Return an export into which comes what the cache has of a run of blocks."""
+        export = self._new(LeaseHold(wanted.opening.request_id, wanted.opening.attempt, next(self._loans)))
+        task = asyncio.create_task(self._seal_run(export, wanted))
+        self._lending.add(task)
+        task.add_done_callback(self._lending.discard)
+        return export
+
+    async def _seal_run(self, export: Export, wanted: OpenFetch) -> None:
+        """Seal what the cache has, a few blocks at a time: digests take time that others need."""
+        size = self._blocks.layout.block_size_tokens
+        at_once = max(1, LENT_AT_ONCE_BYTES // self._blocks.memory.block_bytes)
+        for start in range(0, len(wanted.hashes), at_once):
+            hashes = wanted.hashes[start : start + at_once]
+            found = list(zip(self._find_run(hashes), hashes, strict=False))
+            first = wanted.first + start
+            export.seal(
+                [
+                    SealedBlock(position=position, index=index, hash=block_hash, tokens=size)
+                    for position, (index, block_hash) in enumerate(found, start=first)
+                ]
+            )
+            if len(found) < len(hashes):
+                break
+            await asyncio.sleep(0)
+        export.finish(0)
+
     async def serve(self, messages: AsyncIterator[ImporterMessage]) -> AsyncIterator[ExporterMessage]:
-        """Serve one importer's stream, from its `OpenExport` to the end; never raises for what the importer does."""
+        """Serve one importer's stream, from its opening to the end; never raises for what the importer does."""
         try:
             opening, export = await self._open_for(messages)
             listener = Listener(await self._transport.connect(opening.importer_transport_address))
             export.attach(listener, opening)
+            self._on_claim()
         except BatonError as error:
             yield ExportFailed(reason=str(error))
             return
@@ -267,18 +313,24 @@ class Exporter:
             while (answer := await listener.answers.get()) is not None:
                 yield answer
         finally:
-            export.detach()
+            export.detach(listener)
+            if export.lease.loan:
+                export.fail("the fetch is over")
             tasks = (reading, *listener.sending)
             for task in tasks:
                 task.cancel()
+            listener.peer.abort()
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _open_for(self, messages: AsyncIterator[ImporterMessage]) -> tuple[OpenExport, Export]:
         try:
             async with asyncio.timeout(self._settings.open_timeout_s):
                 opening = await anext(messages, None)
+                if isinstance(opening, OpenFetch):
+                    self._check(opening.opening)
+                    return opening.opening, self._lend(opening)
                 if not isinstance(opening, OpenExport):
-                    message = "a hand-over begins with OpenExport"
+                    message = "a hand-over begins with OpenExport or OpenFetch"
                     raise TransferFailed(message)
                 self._check(opening)
                 while (export := self._find(opening)) is None:
@@ -297,7 +349,7 @@ class Exporter:
             raise TransferFailed(message)
 
     def _find(self, opening: OpenExport) -> Export | None:
-        export = self._exports.get(opening.request_id)
+        export = self._exports.get((opening.request_id, 0))
         if export is None or export.lease.attempt < opening.attempt:
             return None
         if export.lease.attempt > opening.attempt:
@@ -313,12 +365,12 @@ class Exporter:
     async def sweep(self) -> int:
         """End the leases whose time is up and forget what ended long ago; returns how many leases ended."""
         now, ended = self._clock(), 0
-        for request_id, export in list(self._exports.items()):
+        for name, export in list(self._exports.items()):
             if export.deadline is None or export.deadline > now:
                 continue
             if export.over:
                 self.orphaned += self._blocks.holds.release(export.lease)
-                del self._exports[request_id]
+                del self._exports[name]
             else:
                 export.expire()
                 ended += 1
@@ -330,7 +382,8 @@ async def _read(messages: AsyncIterator[ImporterMessage], export: Export, listen
     """Feed the importer's messages to ``export`` until they end or make no sense."""
     try:
         async for message in messages:
-            export.hear(message)
+            for _ in range(await copies("xfer.ack") if isinstance(message, AcceptBlocks) else 1):
+                export.hear(listener, message)
     except BatonError as error:
         listener.end(error if isinstance(error, LegFailed) else TransferFailed(str(error)))
     else:

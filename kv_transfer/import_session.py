@@ -10,7 +10,6 @@ from cluster_core.errors import ExportGone, TransferFailed
 from cluster_core.handoff import (
     AcceptBlocks,
     BlocksSealed,
-    BlocksSent,
     ExportFailed,
     ExportFinished,
     ExportOpened,
@@ -51,6 +50,8 @@ class Expectation:
     hashes: tuple[BlockHash, ...]
     block_size_tokens: int
     blocks_in_flight: int
+    lent: bool = False
+    """A fetch: what comes is what the exporter has, from the first position that is not kept on without a gap."""
 
 
 class ImporterSession:
@@ -60,14 +61,13 @@ class ImporterSession:
         self.state = ImporterState.OPENING
         self._expected = expected
         self._new_tag = new_tag
-        self._wanted = [position for position in range(expected.blocks) if position not in expected.kept]
+        lacking = () if expected.lent else (each for each in range(expected.blocks) if each not in expected.kept)
+        self._wanted = list(lacking)
         self._needed = frozenset(self._wanted)
-        self._pulls: dict[int, set[int]] = {}
-        """Positions of each pull that were not yet reported as sent."""
         self._sealed: dict[int, BlockReference] = {}
         self._landed: dict[int, bytes] = {}
         """Digests of what has landed."""
-        self._echoed: set[int] = set()
+        self._distrusted = False
         self._in_flight = 0
         self._first_token_ids: tuple[int, tuple[int, ...]] = (0, ())
 
@@ -75,20 +75,31 @@ class ImporterSession:
         """Take one event. Raises `TransferFailed` for an event that has no place in the present state."""
         method = self.TABLE.get((self.state, type(event)))
         if method is None:
+            self.distrust()
             message = f"{type(event).__name__} has no place in an import that is {self.state.value}"
             raise TransferFailed(message)
         try:
             return method(self, event)
         except _Refusal as refusal:
             self.state = ImporterState.REFUSED
+            self.distrust()
             reject = RejectBlocks(reason=refusal.reason, positions=refusal.positions)
             return [Say(message=reject), GiveUp(error=TransferFailed(refusal.reason))]
+
+    def distrust(self) -> None:
+        """Note that the exporter has said or sent a wrong thing: the rest may be wrong in ways that do not show."""
+        self._distrusted = True
+
+    @property
+    def verified(self) -> frozenset[int]:
+        """Positions whose blocks are valid, whatever becomes of the others; none of an exporter that is distrusted."""
+        return frozenset() if self._distrusted else frozenset(self._landed.keys() & self._sealed.keys())
 
     @property
     def awaits_bytes(self) -> bool:
         """Whether a block that is known to be sealed, be it only because it has landed, is not yet valid."""
         known = self._needed & (self._sealed.keys() | self._landed.keys())
-        return bool(known - (self._landed.keys() & self._echoed))
+        return bool(known - (self._landed.keys() & self._sealed.keys()))
 
     def _opened(self, _event: ExportOpened) -> list[ImporterAction]:
         self.state = ImporterState.PULLING
@@ -108,7 +119,18 @@ class ImporterSession:
             elif known != block:
                 reason = f"block {block.position} was sealed twice, differently"
                 raise _Refusal(reason, block.position)
-        return []
+        return self._pull_lent(event.blocks) if self._expected.lent else []
+
+    def _pull_lent(self, blocks: tuple[BlockReference, ...]) -> list[ImporterAction]:
+        """Want what is there. Nothing is pulled before it was named: a lender that lacks a block would send nothing."""
+        first = len(self._expected.kept) + len(self._needed)
+        for expected, block in enumerate(blocks, start=first):
+            if block.position != expected:
+                reason = f"block {block.position} was lent where block {expected} comes next"
+                raise _Refusal(reason, block.position)
+        self._needed |= {block.position for block in blocks}
+        self._wanted += [block.position for block in blocks]
+        return self._pull()
 
     def _check(self, block: BlockReference) -> None:
         position, size = block.position, self._expected.block_size_tokens
@@ -134,7 +156,6 @@ class ImporterSession:
         positions = tuple(self._wanted[:count])
         del self._wanted[:count]
         tag = self._new_tag()
-        self._pulls[tag] = set(positions)
         self._in_flight += count
         return [PostReceives(tag=tag, positions=positions), Say(message=PullBlocks(tag=tag, positions=positions))]
 
@@ -152,23 +173,6 @@ class ImporterSession:
             reason = f"block {position} did not arrive as it was sealed: its digest differs"
             raise _Refusal(reason, position)
 
-    def _sent_blocks(self, event: BlocksSent) -> list[ImporterAction]:
-        positions = tuple(block.position for block in event.blocks)
-        pulled = self._pulls.get(event.tag)
-        if pulled is None:
-            reason = "blocks were reported as sent that nobody asked for"
-            raise _Refusal(reason, *positions)
-        if not positions or not pulled.issuperset(positions):
-            reason = "other blocks were reported as sent than were asked for"
-            raise _Refusal(reason, *positions)
-        pulled.difference_update(positions)
-        for block in event.blocks:
-            if block != self._sealed.get(block.position):
-                reason = f"block {block.position} was reused while it was read"
-                raise _Refusal(reason, block.position)
-            self._echoed.add(block.position)
-        return self._accept_if_complete()
-
     def _finished(self, event: ExportFinished) -> list[ImporterAction]:
         missing = self._needed - self._sealed.keys()
         if missing:
@@ -179,7 +183,7 @@ class ImporterSession:
         return self._accept_if_complete()
 
     def _accept_if_complete(self) -> list[ImporterAction]:
-        if self.state is not ImporterState.COMPLETING or self._needed - (self._landed.keys() & self._echoed):
+        if self.state is not ImporterState.COMPLETING or len(self._landed) < len(self._needed):
             return []
         self.state = ImporterState.IMPORTED
         first, forks = self._first_token_ids
@@ -193,16 +197,13 @@ class ImporterSession:
         (ImporterState.OPENING, ExportFailed): _failed,
         (ImporterState.PULLING, BlocksSealed): _sealed_blocks,
         (ImporterState.PULLING, BlockLanded): _landed_block,
-        (ImporterState.PULLING, BlocksSent): _sent_blocks,
         (ImporterState.PULLING, ExportFinished): _finished,
         (ImporterState.PULLING, ExportFailed): _failed,
         (ImporterState.COMPLETING, BlockLanded): _landed_block,
-        (ImporterState.COMPLETING, BlocksSent): _sent_blocks,
         (ImporterState.COMPLETING, ExportFailed): _failed,
         (ImporterState.IMPORTED, ExportFailed): _late,
         (ImporterState.REFUSED, BlocksSealed): _late,
         (ImporterState.REFUSED, BlockLanded): _late,
-        (ImporterState.REFUSED, BlocksSent): _late,
         (ImporterState.REFUSED, ExportFinished): _late,
         (ImporterState.REFUSED, ExportFailed): _late,
     }

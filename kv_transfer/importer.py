@@ -11,35 +11,39 @@ import asyncio
 import contextlib
 import secrets
 import time
-from asyncio import Future
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Protocol, assert_never
 
 from cluster_core.errors import BatonError, LegFailed, TransferFailed, WorkerLost
+from cluster_core.failpoints import are_on, reach
 from cluster_core.handoff import (
+    AcceptBlocks,
     ExporterMessage,
     ExportFinished,
     ExportOpened,
     HandoffReport,
     ImporterMessage,
     OpenExport,
+    OpenFetch,
+    Opening,
+    PullBlocks,
     RejectBlocks,
 )
-from cluster_core.holds import WriterHold
 from cluster_core.identity import Attempt, BlockHash, Incarnation, RequestId, WorkerId
 from cluster_core.layout import KvLayout
-from kv_transfer.digest import block_digest
 from kv_transfer.import_session import Expectation, ImporterSession, ImporterState
+from kv_transfer.link_book import LinkBook
 from kv_transfer.memory import BlockHolds, BlockMemory
 from kv_transfer.session import BlockLanded, Complete, GiveUp, ImporterAction, ImporterEvent, PostReceives, Say
 from kv_transfer.settings import TransferSettings
+from kv_transfer.settling import Settling
+from kv_transfer.target_blocks import TargetBlocks
 from kv_transfer.transport import Peer, Transport
+from kv_transfer.wire import agreed, make_wire
 
 _TAG_ROOM_BITS = 16
 """A pull's tags differ in these lowest bits only; the others are random."""
-
 
 _UNHEARD_S = 0.05
 """How long an exporter may go on sealing and sending before it hears that a hand-over was given up."""
@@ -60,6 +64,14 @@ class HandoffChannel(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class Remains:
+    """What a hand-over that failed or was cancelled has left; the importer fills it in before it raises."""
+
+    verified: frozenset[int] = frozenset()
+    """Positions whose targets hold what their exporter sealed. None where anything that it sent was wrong."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportJob:
     """What to fetch, from whom, and into which own blocks."""
@@ -75,7 +87,13 @@ class ImportJob:
     hashes: tuple[BlockHash, ...]
     """Expected hashes of the full blocks."""
     first: int = 0
-    """Positions below it lie before every layer's window: nothing reads them, so they are neither wanted nor kept."""
+    """Positions below it are neither wanted nor kept: they lie before every layer's window, or a fetch has them."""
+    lent: bool = False
+    """A fetch: the exporter has no export of the request, and lends what its cache holds of the hashes from there on.
+    It need not be all of it."""
+    binding: int = 0
+    """See `OpenExport`."""
+    remains: Remains = field(default_factory=Remains)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +104,8 @@ class Imported:
     report: HandoffReport
     fork_token_ids: tuple[int, ...] = ()
     """The first tokens of the other choices, where the request has several."""
+    rounded: bool = False
+    """The KV is not exactly what was sealed (see `kv_transfer.wire`): no other request may find it."""
 
 
 def draw_tag() -> int:
@@ -116,8 +136,10 @@ class Importer:
         self.layout = layout
         self.settings = settings
         self.clock = clock
-        self._settling: dict[asyncio.Task[None], Peer] = {}
-        self._unsettled: set[Future[None]] = set()
+        self.links = LinkBook(memory.block_bytes, settings)
+        self.wire = make_wire(settings, layout, memory)
+        self.settling = Settling()
+        """Receives of hand-overs that were given up."""
         self._ending: set[asyncio.Task[None]] = set()
 
     async def run(self, job: ImportJob, channel: HandoffChannel) -> Imported:
@@ -132,16 +154,7 @@ class Importer:
     @property
     def quarantined(self) -> int:
         """Blocks of hand-overs that were given up into which bytes may still land."""
-        return len(self._unsettled)
-
-    def settle(self, peer: Peer, receives: set[Future[None]], patience_s: float) -> None:
-        """Let ``receives`` of a hand-over that was given up come to their end, after ``patience_s`` by force."""
-        self._unsettled.update(receives)
-        for receive in receives:
-            receive.add_done_callback(self._unsettled.discard)
-        task = asyncio.create_task(_settle(peer, receives, patience_s))
-        self._settling[task] = peer
-        task.add_done_callback(self._settling.pop)
+        return len(self.settling)
 
     def let_end(self, ending: Coroutine[None, None, None]) -> None:
         """Run what remains of a hand-over after its success."""
@@ -151,19 +164,10 @@ class Importer:
 
     async def close(self) -> None:
         """Abort what still settles. The transport's own closing comes after."""
-        tasks = [*self._settling, *self._ending]
-        for task in self._ending:
+        tasks = list(self._ending)
+        for task in tasks:
             task.cancel()
-        for task, peer in self._settling.items():
-            peer.abort()
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _settle(peer: Peer, receives: set[Future[None]], patience_s: float) -> None:
-    if patience_s > 0:
-        await asyncio.wait(receives, timeout=patience_s)
-    peer.abort()
+        await asyncio.gather(*tasks, self.settling.close(), return_exceptions=True)
 
 
 class _Import:
@@ -175,20 +179,21 @@ class _Import:
             kept=job.kept | frozenset(range(job.first)),
             hashes=job.hashes,
             block_size_tokens=importer.layout.block_size_tokens,
-            blocks_in_flight=importer.settings.blocks_in_flight,
+            blocks_in_flight=importer.links.blocks_in_flight(job.exporter),
+            lent=job.lent,
         )
         self._importer = importer
         self._job = job
         self._channel = channel
         self._session = ImporterSession(expected, draw_tag)
         self._inbox: asyncio.Queue[ImporterEvent | BatonError] = asyncio.Queue()
-        self._receives: set[Future[None]] = set()
+        self._targets = TargetBlocks(importer.memory, importer.holds, job.targets, job.hashes, self)
         self._peer: Peer | None = None
+        self._wire = None if job.lent else importer.wire  # what is fetched must be exact: others will find it
         self._moved = 0
         self._moving_since: float | None = None
         self._moving_s = 0.0
         self._finished_at = 0.0
-        self._given_up = False
 
     async def run(self) -> Imported:
         patience_s = self._importer.settings.settle_timeout_s
@@ -197,8 +202,11 @@ class _Import:
             await self._say(self._opening())
             while True:
                 event = await self._next_event()
+                if are_on():
+                    await self._pass_failpoints(event)
                 if isinstance(event, ExportOpened):
                     self._peer = await self._importer.transport.connect(event.exporter_transport_address)
+                    self._targets.wire = agreed(self._wire, event.wire_format)
                 actions = self._session.handle(event)
                 for place, action in enumerate(actions, start=1):
                     if (imported := await self._perform(action)) is not None:
@@ -211,23 +219,30 @@ class _Import:
                 patience_s = 0.0
             raise
         finally:
-            self._given_up = True
-            if self._receives:
+            self._targets.listener = None
+            self._job.remains.verified = self._targets.exact(self._session.verified)
+            if pending := self._targets.pending():
                 assert self._peer is not None, "receives are posted on a peer"
                 if not self._session.awaits_bytes:
                     patience_s = min(patience_s, _UNHEARD_S)
-                self._importer.settle(self._peer, set(self._receives), patience_s)
+                self._importer.settling.add(self._peer, pending, patience_s)
 
-    def _opening(self) -> OpenExport:
-        return OpenExport(
-            request_id=self._job.request_id,
-            attempt=self._job.attempt,
-            exporter_incarnation=self._job.exporter_incarnation,
+    def _opening(self) -> Opening:
+        job = self._job
+        opening = OpenExport(
+            request_id=job.request_id,
+            attempt=job.attempt,
+            exporter_incarnation=job.exporter_incarnation,
             importer=self._importer.worker_id,
             importer_incarnation=self._importer.incarnation,
             importer_transport_address=self._importer.transport.address,
             layout=self._importer.layout.describe(),
+            binding=job.binding,
+            wire=self._wire.offer(job.exporter, job.exporter_incarnation, self._importer.links) if self._wire else None,
         )
+        if not job.lent:
+            return opening
+        return OpenFetch(opening=opening, first=job.first, hashes=job.hashes[job.first :])
 
     async def _read(self) -> None:
         while True:
@@ -241,6 +256,16 @@ class _Import:
             self._inbox.put_nowait(message)
 
     async def _next_event(self) -> ImporterEvent:
+        event = await self._wait_for_event() if self._inbox.empty() else self._inbox.get_nowait()
+        if isinstance(event, LegFailed):
+            raise event
+        if isinstance(event, BatonError):
+            self._session.distrust()
+            await self._refuse(str(event))
+            raise TransferFailed(str(event)) from event
+        return event
+
+    async def _wait_for_event(self) -> ImporterEvent | BatonError:
         settings = self._importer.settings
         if self._session.state is ImporterState.OPENING:
             waits_for, patience_s = "the export to open", settings.open_timeout_s + settings.grace_s
@@ -250,16 +275,10 @@ class _Import:
             waits_for, patience_s = "the prefill", settings.prefill_timeout_s
         try:
             async with asyncio.timeout(patience_s):
-                event = await self._inbox.get()
+                return await self._inbox.get()
         except TimeoutError as error:
             message = f"{self._job.exporter}: waited {patience_s} s for {waits_for}"
             raise TransferFailed(message) from error
-        if isinstance(event, LegFailed):
-            raise event
-        if isinstance(event, BatonError):
-            await self._refuse(str(event))
-            raise TransferFailed(str(event)) from event
-        return event
 
     async def _say(self, message: ImporterMessage) -> None:
         try:
@@ -289,53 +308,61 @@ class _Import:
             await self._say(RejectBlocks(reason=reason, positions=()))
 
     async def _perform(self, action: ImporterAction) -> Imported | None:
+        if are_on():
+            await self._pass_failpoints(action)
         match action:
             case PostReceives():
-                self._post(action)
+                assert self._peer is not None, "the export is open"
+                self._targets.post(self._peer, action)
             case Say(message=message):
                 # A rejection that does not get through changes nothing: what follows is the error itself.
                 refused = self._session.state is ImporterState.REFUSED
                 with contextlib.suppress(LegFailed) if refused else contextlib.nullcontext():
                     await self._say(message)
             case Complete(first_token_id=first, fork_token_ids=forks):
-                return Imported(first_token_id=first, fork_token_ids=forks, report=self._report())
+                rounded = self._targets.wire is not None and self._moved > 0
+                return Imported(first_token_id=first, fork_token_ids=forks, report=self._report(), rounded=rounded)
             case GiveUp(error=error):
                 raise error
             case _:
                 assert_never(action)
         return None
 
-    def _post(self, action: PostReceives) -> None:
-        assert self._peer is not None, "the export is open"
-        for number, position in enumerate(action.positions):
-            index, tag = self._job.targets[position], action.tag + number
-            hold = WriterHold(tag)
-            self._importer.holds.acquire(index, hold)
-            try:
-                receive = self._peer.receive(self._importer.memory.buffer(index), tag)
-            except BaseException:
-                self._importer.holds.release_block(index, hold)
-                raise
-            self._receives.add(receive)
-            receive.add_done_callback(partial(self._landed, position, hold))
-
-    def _landed(self, position: int, hold: WriterHold, receive: Future[None]) -> None:
-        index = self._job.targets[position]
-        self._importer.holds.release_block(index, hold)
-        self._receives.discard(receive)
-        error = receive.exception()
-        if self._given_up:
-            return
-        if error is not None:
-            self._inbox.put_nowait(TransferFailed(f"block {position} did not arrive: {error}"))
-            return
+    def landed(self, position: int, digest: bytes) -> None:
+        """Take a block that has come."""
         self._moved += 1
-        known = self._job.hashes[position] if position < len(self._job.hashes) else None
-        digest = block_digest(self._importer.memory.buffer(index), position, known)
         self._inbox.put_nowait(BlockLanded(position=position, digest=digest))
 
+    def failed(self, positions: Sequence[int], error: BaseException) -> None:
+        """Take that blocks will not come."""
+        kind = WorkerLost if isinstance(error, WorkerLost) else TransferFailed
+        self._inbox.put_nowait(kind(f"blocks {positions} did not arrive: {error}"))
+
+    async def _pass_failpoints(self, what: ImporterEvent | ImporterAction) -> None:
+        """Let a test stop the hand-over before it takes an event, or performs an action."""
+        match what:
+            case ExportOpened():
+                await reach("xfer.connect")
+            case PostReceives():
+                await reach("xfer.post")
+            case Say(message=PullBlocks()):
+                await reach("d.pull.start")
+            case BlockLanded():
+                await reach("xfer.landed")
+                if 2 * self._moved >= len(self._job.targets) - len(self._job.kept):
+                    await reach("d.pull.mid")
+            case Say(message=AcceptBlocks()):
+                await reach("xfer.accept")
+            case _:
+                pass
+
     def _note_moving(self) -> None:
-        """Count the time in which blocks are under way: between two chunks of the prefill there may be none."""
+        """Count the time in which blocks are under way: between two chunks of the prefill there may be none.
+
+        Where more has come already, what follows it tells: blocks land by dozens, and looking takes time.
+        """
+        if not self._inbox.empty():
+            return
         now, moving = self._importer.clock(), self._session.awaits_bytes
         if self._moving_since is not None and not moving:
             self._moving_s += now - self._moving_since
@@ -344,12 +371,13 @@ class _Import:
             self._moving_since = now
 
     def _report(self) -> HandoffReport:
-        self._note_moving()
         now = self._importer.clock()
+        if self._moving_since is not None:
+            self._moving_s += now - self._moving_since
         return HandoffReport(
             moved_blocks=self._moved,
             kept_blocks=len(self._job.kept),
-            moved_bytes=self._moved * self._importer.memory.block_bytes,
+            moved_bytes=self._moved * self._targets.travelling_bytes,
             messages=self._moved,
             transfer_s=self._moving_s,
             exposed_s=now - self._finished_at,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster_core.errors import TransferFailed, WorkerLost
+from kv_transfer.lots import Landed, Lot, receive_each, send_each, settle
 
 
 @dataclass(slots=True)
@@ -81,7 +82,7 @@ class LoopbackTransport:
 
     def _lose(self, sends: Iterable[_Send]) -> None:
         for send in sends:
-            _fail(send.done, WorkerLost(f"{self._address.decode()} was closed"))
+            settle(send.done, WorkerLost(f"{self._address.decode()} was closed"))
 
     def _post(self, tag: int, receive: _Receive) -> None:
         early = self._early.pop(tag, None)
@@ -99,7 +100,7 @@ class LoopbackTransport:
 
     def _cancel(self, peer: "LoopbackPeer") -> None:
         for tag in [tag for tag, receive in self._receives.items() if receive.peer is peer]:
-            _fail(self._receives.pop(tag).done, TransferFailed("the receive was aborted"))
+            settle(self._receives.pop(tag).done, TransferFailed("the receive was aborted"))
 
     def _send(self, address: bytes, view: memoryview, tag: int) -> Future[None]:
         target = self._network.transports.get(address)
@@ -128,6 +129,14 @@ class LoopbackPeer:
         self._transport._post(tag, _Receive(_bytes_of(buffer), done, self))  # noqa: SLF001  # as above
         return done
 
+    def send_lot(self, lot: Lot) -> Future[None]:
+        """Post sends."""
+        return send_each(self.send, lot)
+
+    def receive_lot(self, lot: Lot, landed: Landed) -> Future[None]:
+        """Post receives."""
+        return receive_each(self.receive, self.abort, lot, landed)
+
     def abort(self) -> None:
         """Cancel this peer's receives."""
         self._transport._cancel(self)  # noqa: SLF001  # as above
@@ -141,16 +150,10 @@ def _bytes_of(buffer: Any) -> memoryview:
 def _deliver(send: _Send, receive: _Receive) -> None:
     size = send.view.nbytes
     if size > receive.view.nbytes:
-        _fail(receive.done, TransferFailed(f"a message of {size} bytes for a buffer of {receive.view.nbytes}"))
+        settle(receive.done, TransferFailed(f"a message of {size} bytes for a buffer of {receive.view.nbytes}"))
     else:
         receive.view[:size] = send.view
         if not receive.done.done():
             receive.done.set_result(None)
     if not send.done.done():
         send.done.set_result(None)
-
-
-def _fail(done: Future[None], error: Exception) -> None:
-    if not done.done():
-        done.set_exception(error)
-        done.exception()  # asyncio need not complain when nobody waits any more: after an abort that is normal

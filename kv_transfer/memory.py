@@ -13,6 +13,11 @@ class BlockMemory(Protocol):
         """Bytes of one block."""
         ...
 
+    @property
+    def rows(self) -> Any:
+        """All blocks as one contiguous matrix of bytes, a row for each: an array, or a CUDA tensor (see `buffer`)."""
+        ...
+
     def buffer(self, index: int) -> Any:
         """Return the contiguous bytes of block ``index``, to be read and written in place.
 

@@ -15,17 +15,21 @@ table and is dropped.
 
 *Importer.* It opens the export and pulls at once what it lacks, in order and at most ``blocks_in_flight`` blocks at a
 time, most of them before they are computed: so nothing is said between the moment when a block is sealed and the one
-when its bytes move. Three things must come together before a block counts as valid, in any order: its bytes have
-landed and their digest is the promised one; the exporter has echoed its reference after the bytes were read; and the
-echo is the reference that was sealed, generation included. A sealed reference is refused at once when its position,
-its hash, its token count or its digest cannot be right; a missing digest is wrong. When the exporter has finished and
-every position is valid or was kept, the importer accepts: only then may anybody read the blocks. A single block that
-is wrong rejects the hand-over.
+when its bytes move. A block is valid when its reference has come and its bytes have landed, in any order, and the
+digest of the bytes here is the one that was sealed there: it covers content, position and hash, so a block that was
+reused, torn, shifted or swapped while it travelled cannot pass. A sealed reference is refused at once when its
+position, its hash, its token count or its digest cannot be right; a missing digest is wrong. When the exporter has
+finished and every position is valid or was kept, the importer accepts: only then may anybody read the blocks. A single
+block that is wrong rejects the hand-over.
 
 *Exporter.* Its prefill and its importer come and go independently, hence four live states. Blocks that are sealed
-while nobody listens are named when somebody comes. Blocks that were pulled are sent as soon as they are sealed, and
-each such lot is echoed by itself. An importer that leaves does not end the export: it, or another,
-may come back until the lease is over. Every end gives the lease back, once.
+while nobody listens are named when somebody comes. Blocks that were pulled are sent as soon as they are sealed. The
+driver looks at each block's generation before and after: another one ends the export. An importer that leaves does not
+end it: it, or another, may come back until the lease is over. Every end gives the lease back, once.
+
+*Fetch.* The same two machines move blocks of a cache to any worker that wants them. The lender's is one whose prefill
+ends as soon as the cache was looked up; the borrower's pulls what was sealed and nothing before, since what the lender
+lacks will never come, and it is content with what there is: the first blocks of those wanted, without a gap.
 
 ::
 
@@ -43,8 +47,12 @@ from typing import TypeAlias
 from cluster_core.blocks import BlockReference
 from cluster_core.errors import LegFailed
 from cluster_core.handoff import (
+    AcceptBlocks,
     ExporterMessage,
     ImporterMessage,
+    OpenExport,
+    PullBlocks,
+    RejectBlocks,
 )
 
 # Events that are not messages
@@ -56,6 +64,13 @@ class BlockLanded:
 
     position: int
     digest: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlocksFilled:
+    """Exporter: the content of these blocks is final; their digests, empty here, come with `BlocksReady`."""
+
+    blocks: tuple[BlockReference, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,14 +93,6 @@ class PrefillFailed:
     """Exporter: the blocks will never be complete."""
 
     reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BlocksRead:
-    """Exporter: the transport has read these blocks; the references carry their generations of now."""
-
-    tag: int
-    blocks: tuple[BlockReference, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +147,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SendBlocks:
-    """Exporter: send each numbered block with tag ``tag + number``, then report `BlocksRead`."""
+    """Exporter: send each numbered block with tag ``tag + number``, while it is what was sealed."""
 
     tag: int
     numbered: tuple[tuple[int, BlockReference], ...]
@@ -154,6 +161,16 @@ class ReleaseLease:
 ImporterEvent: TypeAlias = ExporterMessage | BlockLanded
 ImporterAction: TypeAlias = PostReceives | Say | Complete | GiveUp
 ExporterEvent: TypeAlias = (
-    ImporterMessage | BlocksReady | PrefillFinished | PrefillFailed | BlocksRead | ImporterLeft | LeaseExpired
+    OpenExport
+    | PullBlocks
+    | AcceptBlocks
+    | RejectBlocks
+    | BlocksFilled
+    | BlocksReady
+    | PrefillFinished
+    | PrefillFailed
+    | ImporterLeft
+    | LeaseExpired
 )
+"""Not `OpenFetch`: the driver makes an export of it."""
 ExporterAction: TypeAlias = Answer | SendBlocks | ReleaseLease

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-TRANSPORTS = ("ucx", "loopback")
+TRANSPORTS = ("ucx", "nixl", "loopback")
+WIRE_FORMATS = ("exact", "int8", "fp8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -10,7 +11,7 @@ class TransferSettings:
     """Every wait of a hand-over ends by one of these times (seconds)."""
 
     transport: str = "ucx"
-    """``ucx`` between processes; ``loopback`` only where both workers live in one process (tests)."""
+    """``ucx`` or ``nixl`` between processes; ``loopback`` only where both workers live in one process (tests)."""
     lease_s: float = 10.0
     """How long blocks of a finished prefill wait for an importer."""
     grace_s: float = 1.0
@@ -21,10 +22,13 @@ class TransferSettings:
     """From asking for blocks to having them, checked."""
     prefill_timeout_s: float = 120.0
     """Longest silence of an exporter between two of its messages while nothing is being pulled."""
-    settle_timeout_s: float = 1.0
+    settle_timeout_s: float = 0.5
     """How long bytes of an abandoned hand-over may still land before their receives are cancelled."""
-    blocks_in_flight: int = 64
-    """Most blocks that one hand-over has asked for and not yet received."""
+    blocks_in_flight: int = 0
+    """Most blocks that one hand-over has asked for and not yet received; 0: as the link's measurement suggests."""
+    wire_format: str = "exact"
+    """``int8`` or ``fp8``: blocks may be rounded on their way, where both sides say so and the link is slow enough for
+    it to pay. The answer is then not exactly that of another way, and its blocks are shared with no other request."""
     ucx_tls: str = ""
     """UCX_TLS. Empty: shared memory, CMA and TCP, and CUDA's where a GPU is present."""
     ucx_keepalive_s: float = 1.0
@@ -34,6 +38,9 @@ class TransferSettings:
         """Raise `ValueError` naming the key that cannot be right."""
         if self.transport not in TRANSPORTS:
             message = f"transport: {self.transport!r} is unknown; it must be one of {', '.join(TRANSPORTS)}"
+            raise ValueError(message)
+        if self.wire_format not in WIRE_FORMATS:
+            message = f"wire_format: {self.wire_format!r} is unknown; it must be one of {', '.join(WIRE_FORMATS)}"
             raise ValueError(message)
         for key in (
             "lease_s",
@@ -48,6 +55,6 @@ class TransferSettings:
             if not 0 < seconds < float("inf"):
                 message = f"{key}: {seconds} is no time to wait; it must be above 0 seconds and finite"
                 raise ValueError(message)
-        if self.blocks_in_flight < 1:
-            message = f"blocks_in_flight: {self.blocks_in_flight} would move nothing; it must be at least 1"
+        if self.blocks_in_flight < 0:
+            message = f"blocks_in_flight: {self.blocks_in_flight} would move nothing; it must be at least 1, or 0"
             raise ValueError(message)

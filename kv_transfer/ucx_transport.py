@@ -22,15 +22,20 @@ else: an exception from the rule that only ``__main__`` touches the environment,
 
 import asyncio
 import ctypes
+import itertools
 import os
 import time
 from asyncio import Future
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cluster_core.errors import LegFailed, PartUnavailable, TransferFailed, WorkerLost
+from kv_transfer.lots import Landed, Lot, settle
+from kv_transfer.rows import nobody_hears, one_row
 from kv_transfer.settings import TransferSettings
+from kv_transfer.ucx_lanes import endpoint_lanes
 
 _ENVIRONMENT = {
     "UCX_LOG_LEVEL": "fatal",  # UCX prints what is reported here as an exception: a dead peer is no news
@@ -45,6 +50,8 @@ _CUDA_TLS = ",cuda_copy,cuda_ipc"
 _FAULT_OPTIONS = {"MM_ERROR_HANDLING": "y", "CMA_MEMORY_INVALIDATE": "y"}
 _TURN_S = 0.001
 """How long UCX may run before the event loop gets a turn."""
+_LOOKED_AT = 128
+"""Requests of a lot that are asked whether they are complete while UCX goes on; they complete mostly in order."""
 _RENDEZVOUS_BYTES = "8192"
 """From this size on the receiver fetches the bytes itself, with one copy; below, they travel through a ring buffer."""
 
@@ -99,6 +106,11 @@ class UcxTransport:
         assert self._worker is not None, "start() comes first"
         return UcxPeer(self._worker, address)
 
+    def lanes(self, address: bytes) -> tuple[str, ...]:
+        """Return what carries messages to ``address``, as UCX names it; none before the first message."""
+        assert self._worker is not None, "start() comes first"
+        return self._worker.lanes(address)
+
     async def close(self) -> None:
         """Close every endpoint by force, fail what is pending, and give the worker back to UCX."""
         if self._worker is not None:
@@ -116,13 +128,21 @@ class UcxPeer:
 
     def send(self, buffer: Any, tag: int) -> Future[None]:
         """Post a send."""
-        return self._worker.send(self._address, buffer, tag)
+        return self.send_lot(one_row(buffer, tag))
 
     def receive(self, buffer: Any, tag: int) -> Future[None]:
         """Post a receive."""
+        return self.receive_lot(one_row(buffer, tag), nobody_hears)
+
+    def send_lot(self, lot: Lot) -> Future[None]:
+        """Post sends."""
+        return self._worker.send(self._address, lot)
+
+    def receive_lot(self, lot: Lot, landed: Landed) -> Future[None]:
+        """Post receives."""
         if self._group is None:
             self._group = self._worker.borrow_group()
-        done = self._worker.receive(self._group, buffer, tag)
+        done = self._worker.receive(self._group, lot, landed, self.abort)
         self._receives.add(done)
         done.add_done_callback(self._received)
         return done
@@ -140,13 +160,25 @@ class UcxPeer:
             self._group = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Pending:
-    """A request that UCX has not completed. Its buffer stays referenced as long."""
+@dataclass(slots=True, eq=False, kw_only=True)
+class _LotRequests:
+    """The requests of a lot that UCX has not completed, and the place of each. The lot's memory stays referenced.
 
+    Not only for the answer's sake: ucxx cancels a request whose Python object is dropped, and tells nobody.
+    """
+
+    lot: Lot
     done: Future[None]
-    buffer: Any
+    landed: Landed
+    failed: Callable[[], None]
+    """To be called when one of them fails, to end the others."""
     error: type[LegFailed]
+    pending: dict[Any, int] = field(default_factory=dict)
+    failure: LegFailed | None = None
+
+    def end(self, reason: str) -> None:
+        """Give up what is left."""
+        settle(self.done, self.failure or self.error(reason))
 
 
 class _UcxWorker:
@@ -170,7 +202,8 @@ class _UcxWorker:
         self.address: bytes = self._worker.address.tobytes()
         self._loop = asyncio.get_running_loop()
         self._scheduled = False
-        self._pending: dict[Any, _Pending] = {}
+        self._array = _array_type()
+        self._lots: set[_LotRequests] = set()
         self._links: dict[bytes, Any] = {}
         self._groups: set[Any] = set()
         self._idle_groups: list[Any] = []
@@ -178,39 +211,29 @@ class _UcxWorker:
         self._loop.add_reader(self._worker.epoll_file_descriptor, self._advance)
         self._schedule()
 
-    def send(self, address: bytes, buffer: Any, tag: int) -> Future[None]:
-        """Post a send; raises `WorkerLost` when there is no way to ``address``."""
-        link = self._link(address)
-        request = link.tag_send(_as_array(buffer), self._library.UCXXTag(tag))
-        return self._track(request, buffer, WorkerLost)
+    def send(self, address: bytes, lot: Lot) -> Future[None]:
+        """Post the sends of a lot; raises `WorkerLost` when there is no way to ``address``."""
+        return self._post(self._link(address).tag_send, lot, nobody_hears, _let_be, WorkerLost)
 
-    def receive(self, group: Any, buffer: Any, tag: int) -> Future[None]:
-        """Post a receive that closing ``group`` cancels."""
-        request = group.tag_recv(_as_array(buffer), self._library.UCXXTag(tag))
-        return self._track(request, buffer, TransferFailed)
+    def receive(self, group: Any, lot: Lot, landed: Landed, failed: Callable[[], None]) -> Future[None]:
+        """Post the receives of a lot, which closing ``group`` cancels."""
+        return self._post(group.tag_recv, lot, landed, failed, TransferFailed)
 
-    def _track(self, request: Any, buffer: Any, error: type[LegFailed]) -> Future[None]:
-        """Return the future of ``request``, and keep the request until it has completed.
-
-        Not only for our own sake: ucxx cancels a request whose Python object is dropped, and tells nobody.
-        """
-        pending = _Pending(done=self._loop.create_future(), buffer=buffer, error=error)
-        if request.completed:
-            self._resolve(request, pending)
-        else:
-            self._pending[request] = pending
+    def _post(
+        self,
+        post: Callable[[Any, Any], Any],
+        lot: Lot,
+        landed: Landed,
+        failed: Callable[[], None],
+        error: type[LegFailed],
+    ) -> Future[None]:
+        requests = _LotRequests(lot=lot, done=self._loop.create_future(), landed=landed, failed=failed, error=error)
+        as_array, as_tag, rows, first = self._array, self._library.UCXXTag, lot.rows, lot.tag
+        for place, (index, number) in enumerate(zip(lot.indices, lot.numbers, strict=True)):
+            requests.pending[post(as_array(rows[index]), as_tag(first + number))] = place
+        self._lots.add(requests)
         self._schedule()
-        return pending.done
-
-    def _resolve(self, request: Any, pending: _Pending) -> None:
-        if pending.done.done():
-            return
-        try:
-            request.check_error()
-        except self._errors as error:
-            _fail(pending.done, pending.error(f"ucx: {error}"))
-        else:
-            pending.done.set_result(None)
+        return requests.done
 
     # Progress
 
@@ -228,13 +251,33 @@ class _UcxWorker:
         busy = True
         while busy and time.monotonic() < turn_ends:
             busy = self._worker.progress_once()
-        self._finish_completed()
+        self._finish_completed(all_of_them=not busy)
         if busy or not self._worker.arm():
             self._schedule()
 
-    def _finish_completed(self) -> None:
-        for request in [request for request in self._pending if request.completed]:
-            self._resolve(request, self._pending.pop(request))
+    def _finish_completed(self, *, all_of_them: bool = True) -> None:
+        for requests in list(self._lots):
+            looked_at = requests.pending if all_of_them else itertools.islice(requests.pending, _LOOKED_AT)
+            if completed := [request for request in looked_at if request.completed]:
+                self._finish(requests, completed)
+            if not requests.pending:
+                self._lots.discard(requests)
+                settle(requests.done, requests.failure)
+
+    def _finish(self, requests: _LotRequests, completed: list[Any]) -> None:
+        places, sound = [], requests.failure is None
+        for request in completed:
+            place = requests.pending.pop(request)
+            try:
+                request.check_error()
+            except self._errors as error:
+                requests.failure = requests.failure or requests.error(f"ucx: {error}")
+            else:
+                places.append(place)
+        if places:
+            requests.landed(places)
+        if sound and requests.failure is not None:
+            requests.failed()
 
     # Endpoints
 
@@ -253,6 +296,11 @@ class _UcxWorker:
         self._links = {known: old for known, old in self._links.items() if old.alive}  # a restarted worker comes anew
         self._links[address] = link
         return link
+
+    def lanes(self, address: bytes) -> tuple[str, ...]:
+        """Return the names of what the endpoint to ``address`` uses, if there is one."""
+        link = self._links.get(address)
+        return endpoint_lanes(link.handle) if link is not None and link.alive else ()
 
     def borrow_group(self) -> Any:
         """Return an endpoint that no other peer posts receives on."""
@@ -288,19 +336,23 @@ class _UcxWorker:
             endpoint.close_blocking()
         self._worker.progress()
         self._finish_completed()
-        unfinished = list(self._pending.values())
+        unfinished = list(self._lots)
         if (
             not unfinished
             and not self._worker.tag_probe(self._library.UCXXTag(0), self._library.UCXXTagMask(0)).matched
         ):
             _let_go(self._worker)
-        self._pending.clear()
+        self._lots.clear()
         self._links.clear()
         self._groups.clear()
         self._idle_groups.clear()
         self._worker = self._context = None
-        for pending in unfinished:
-            _fail(pending.done, pending.error("ucx: the transport was closed"))
+        for requests in unfinished:
+            requests.end("ucx: the transport was closed")
+
+
+def _let_be() -> None:
+    """Leave the other sends of a lot alone when one fails: they end as it did."""
 
 
 def _keep_forever(worker: Any) -> None:
@@ -312,13 +364,7 @@ def _let_go(worker: Any) -> None:
     ctypes.pythonapi.Py_DecRef(ctypes.py_object(worker))
 
 
-def _fail(done: Future[None], error: Exception) -> None:
-    if not done.done():
-        done.set_exception(error)
-        done.exception()  # asyncio need not complain when nobody waits any more: after an abort that is normal
-
-
-def _as_array(buffer: Any) -> Any:
+def _array_type() -> Any:
     from ucxx._lib.arr import Array  # noqa: PLC0415  # loaded late as ucxx is; it has no public name
 
-    return Array(buffer)
+    return Array

@@ -7,10 +7,12 @@ from enum import Enum, auto
 from typing import Protocol
 
 from cluster_core.errors import BatonError
+from cluster_core.handoff import FetchReport
 from cluster_core.logprobs import TokenLogprobs
 from cluster_rpc.worker_messages import WorkOrder
+from inference_engine.borrowed_prefixes import Borrowing
 from inference_engine.sequence import TokenSequence
-from kv_transfer.exporter import SealedBlock
+from kv_transfer.export_memory import SealedBlock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +21,8 @@ class Started:
 
     queue_s: float
     cached_tokens: int
+    fetch: FetchReport | None = None
+    """What was fetched for it from another worker's cache."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +51,16 @@ PromptEvent = Started | PartRead | FirstToken
 class Offer(Protocol):
     """The part of `kv_transfer.exporter.Export` that the scheduler calls. Nothing of it raises once it is over."""
 
+    @property
+    def claimed(self) -> bool:
+        """Whether an importer, which has room for the blocks, fetches them."""
+        ...
+
+    @property
+    def over(self) -> bool:
+        """Whether the lease was given back."""
+        ...
+
     def seal(self, blocks: Sequence[SealedBlock]) -> None:
         """Offer blocks whose content is final, positions ascending."""
         ...
@@ -59,11 +73,23 @@ class Offer(Protocol):
         """Take the offer back."""
         ...
 
+    async def until_over(self) -> None:
+        """Wait until nothing is on offer any more: it was taken, taken back, or nobody came for it."""
+        ...
+
 
 class Stage(Enum):
-    """Where a prompt is: WAITING -> READING -> ENDED, or WAITING -> ENDED."""
+    """Where a prompt is.
+
+    ::
+
+        WAITING -------------------------> READING --> ENDED
+        WAITING --> FETCHING --> WAITING                        another worker's cache has more of it than this one's
+        every stage -----------------------------------> ENDED  cancelled or failed
+    """
 
     WAITING = auto()
+    FETCHING = auto()
     READING = auto()
     ENDED = auto()
 
@@ -78,9 +104,28 @@ class Prompt:
     arrived_s: float
     stage: Stage = Stage.WAITING
     started_s: float = 0.0
+    borrowing: Borrowing | None = None
+    """While it is fetching."""
+    has_fetched: bool = False
+    """Whether a fetch for it has been tried."""
+    fetch: FetchReport | None = None
     blocked_since_s: float | None = None
     """Since when it has waited for blocks, though it could be read."""
     told: asyncio.Queue[PromptEvent | BatonError] = field(default_factory=asyncio.Queue)
+
+    @property
+    def may_fetch(self) -> bool:
+        """Whether its beginning may still be fetched. The prompt's logprobs come of computing it, all of it."""
+        return not self.has_fetched and self.order.sampling.prompt_logprobs is None
+
+    @property
+    def to_compute(self) -> int:
+        """Tokens that are still to be computed, as far as is foreseen."""
+        pending, source = self.sequence.pending, self.order.fetch
+        in_vain = self.fetch is not None and self.fetch.failure != ""
+        if source is None or in_vain or self.stage is Stage.READING:
+            return pending
+        return max(1, pending - source.blocks * self.sequence.block_size_tokens)
 
     async def next_event(self) -> PromptEvent:
         """Wait for what happens next. Raises the error that ended the prompt."""

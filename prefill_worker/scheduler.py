@@ -1,17 +1,22 @@
 """Reads prompts: queue, cache, chunks, export, first token.
 
-Life of a prompt: it *waits* in a bounded queue, its export open already, so that the importer finds it; it is *read*
-once blocks for all of it are reserved, what the cache knows first, the rest in chunks shared with other prompts; each
-block is exported when it is sealed; with the last chunk comes the first token, the export is finished, and the prompt's
-own holds go: the lease keeps the blocks until the importer has them, the cache until somebody needs the room.
+Life of a prompt: it *waits* in a bounded queue, its export open already, so that the importer finds it; where its order
+says that another worker's cache holds more of it, that is *fetched* into the own cache, while others are read
+(`inference_engine.borrowed_prefixes`), and whatever comes of it the prompt goes back to its place; it is *read* once
+blocks for all of it are reserved, what the cache knows first, the rest in chunks shared with other prompts; each block
+is exported when it is sealed; with the last chunk comes the first token, the export is finished, and the prompt's own
+holds go: the lease keeps the blocks until the importer has them, the cache until somebody needs the room.
 """
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from cluster_core.errors import BatonError, Cancelled, LegFailed, RequestError
+from cluster_core.failpoints import hit
+from cluster_core.handoff import FetchReport
 from cluster_core.holds import RequestHold
 from cluster_core.identity import Attempt, RequestId
 from cluster_core.sampling import choice_seed
@@ -19,13 +24,15 @@ from cluster_core.workers import WorkerLoad
 from cluster_rpc.order_checks import Capacity, Occupation, check_order
 from cluster_rpc.worker_messages import WorkOrder
 from inference_engine.block_pool import BlockPool, NoFreeBlocks
+from inference_engine.borrowed_prefixes import BorrowedPrefixes
 from inference_engine.learned_rates import LearnedRates
 from inference_engine.prompt_shares import share_budget
 from inference_engine.sequence import FilledBlock, TokenSequence
 from inference_engine.step import SequenceSlice, SliceResult, StepPlan, StepResult
-from kv_transfer.exporter import SealedBlock
+from kv_transfer.export_memory import SealedBlock
 from prefill_worker.prompt import FirstToken, Offer, PartRead, Prompt, Stage, Started
 from prefill_worker.settings import PrefillSettings
+from prefill_worker.unclaimed import Unclaimed, holds_back
 from prefill_worker.waiting_prompts import WaitingPrompts
 
 
@@ -45,6 +52,8 @@ class SchedulerParts:
     capacity: Capacity
     exports: Exports
     settings: PrefillSettings
+    borrowed: BorrowedPrefixes | None = None
+    """None: nothing is ever fetched."""
     clock: Callable[[], float] = time.monotonic
 
 
@@ -58,8 +67,10 @@ class PrefillScheduler:
         self._rates = LearnedRates()
         self._live: dict[RequestId, Prompt] = {}
         self._waiting = WaitingPrompts(parts.settings.passing_s, parts.settings.chunk_tokens)
+        self._unclaimed = Unclaimed(int(parts.settings.unclaimed_share * parts.capacity.total_blocks))
         self._look = True
         self._available_at_look = 0
+        self._fetching: set[Prompt] = set()
         self._reading: list[Prompt] = []
         self._in_step: list[tuple[Prompt, int]] = []
 
@@ -77,7 +88,7 @@ class PrefillScheduler:
         older = self._live.get(order.request_id)
         occupation = Occupation(
             draining=self.draining,
-            waiting=len(self._waiting),
+            waiting=len(self._waiting) + len(self._fetching),
             live_attempt=None if older is None else older.order.attempt,
         )
         check_order(order, 0, parts.capacity, occupation)
@@ -99,6 +110,8 @@ class PrefillScheduler:
         self._live[order.request_id] = prompt
         self._waiting.add(prompt)
         self._look = True
+        if order.fetch is not None:
+            self._admit()  # a fetch need not wait for the end of the running step
         self._on_change()
         return prompt
 
@@ -155,13 +168,15 @@ class PrefillScheduler:
         """Return what the scheduler knows of the worker's load."""
         counts = self._parts.pool.counts()
         return WorkerLoad(
-            waiting_requests=len(self._waiting),
+            waiting_requests=len(self._waiting) + len(self._fetching),
             running_requests=len(self._reading),
-            queued_prefill_tokens=sum(prompt.sequence.pending for prompt in self._live.values()),
+            queued_prefill_tokens=sum(prompt.to_compute for prompt in self._live.values()),
             total_blocks=counts.total,
             held_blocks=counts.held,
             cached_blocks=counts.cached,
             prefill_s_per_token=self._rates.prefill_s_per_token,
+            transfer_bytes_per_s=self._rates.transfer_bytes_per_s,
+            transfer_fixed_s=self._rates.transfer_fixed_s,
             draining=self.draining,
         )
 
@@ -180,14 +195,56 @@ class PrefillScheduler:
         while True:
             long = sum(not self._waiting.is_short(prompt) for prompt in self._reading)
             places = self._parts.settings.max_running - long
-            prompt = self._waiting.admit(places, self._try_reserve, self._parts.clock())
+            held_back = partial(self._holds_back, self._unclaimed.room(self._reading))
+            prompt = self._waiting.admit(places, held_back, self._try_admit, self._parts.clock())
             if prompt is None:
                 return
+            if prompt.stage is Stage.FETCHING:
+                self._fetching.add(prompt)
+                continue
+            hit("p.start")
             self._reading.append(prompt)
             prompt.stage = Stage.READING
             prompt.started_s = self._parts.clock()
             queue_s = prompt.started_s - prompt.arrived_s
-            prompt.told.put_nowait(Started(queue_s=queue_s, cached_tokens=prompt.sequence.computed))
+            cached = prompt.sequence.computed
+            prompt.told.put_nowait(Started(queue_s=queue_s, cached_tokens=cached, fetch=prompt.fetch))
+
+    def _holds_back(self, room: int, prompt: Prompt) -> bool:
+        """Say whether a prompt waits for a decode worker's room. That may come without a block being given back."""
+        waits = holds_back(room, prompt)
+        self._look = self._look or waits
+        return waits
+
+    def _try_admit(self, prompt: Prompt) -> bool:
+        """Begin to fetch for a prompt, or reserve blocks for all of it; False where there are too few."""
+        try:
+            return self._begins_to_fetch(prompt) or self._try_reserve(prompt)
+        except NoFreeBlocks:
+            return False
+
+    def _begins_to_fetch(self, prompt: Prompt) -> bool:
+        """Say whether there is something to fetch, which is under way then. Raises `NoFreeBlocks`."""
+        if self._parts.borrowed is None or not prompt.may_fetch:
+            return False
+        order, on_end = prompt.order, partial(self._fetched, prompt)
+        request = order.request_id, order.attempt
+        prompt.borrowing = self._parts.borrowed.start(request, prompt.sequence, order.fetch, on_end)
+        if prompt.borrowing is not None:
+            prompt.stage = Stage.FETCHING
+        return prompt.borrowing is not None
+
+    def _fetched(self, prompt: Prompt, report: FetchReport | None) -> None:
+        """Let a prompt wait at its old place: to be read, or to look again where another one's fetch has ended."""
+        prompt.fetch, prompt.has_fetched, prompt.borrowing = report, report is not None, None
+        if report is not None and not report.failure:
+            beside_s = report.elapsed_s - report.transfer_s
+            self._rates.transfer_took(report.moved_bytes, report.transfer_s, beside_s)
+        self._fetching.remove(prompt)
+        prompt.stage = Stage.WAITING
+        self._waiting.add(prompt)
+        self._look = True
+        self._on_change()
 
     def _try_reserve(self, prompt: Prompt) -> bool:
         """Reserve blocks for all of a prompt, and export those that the cache has; False where there are too few."""
@@ -209,6 +266,7 @@ class PrefillScheduler:
     def _export(self, prompt: Prompt, filled: Sequence[FilledBlock]) -> None:
         size = self._parts.capacity.layout.block_size_tokens
         if filled:
+            hit("p.seal")
             prompt.export.seal(
                 [
                     SealedBlock(position=block.position, index=block.index, hash=block.hash, tokens=size)
@@ -231,6 +289,7 @@ class PrefillScheduler:
             told = logprobs[choice] if logprobs else None
             first = FirstToken(token_id=token_id, compute_s=compute_s, logprobs=told, choice=choice)
             prompt.told.put_nowait(first)
+        self._unclaimed.finished(prompt)
         self._remove(prompt)
         prompt.sequence.give_back()
 
@@ -247,7 +306,15 @@ class PrefillScheduler:
     def _remove(self, prompt: Prompt) -> None:
         self._look = True
         del self._live[prompt.order.request_id]
-        (self._waiting if prompt.stage is Stage.WAITING else self._reading).remove(prompt)
+        if prompt.borrowing is not None and self._parts.borrowed is not None:
+            self._parts.borrowed.cancel(prompt.borrowing)
+        match prompt.stage:
+            case Stage.WAITING:
+                self._waiting.remove(prompt)
+            case Stage.FETCHING:
+                self._fetching.remove(prompt)
+            case _:
+                self._reading.remove(prompt)
         prompt.stage = Stage.ENDED
 
 

@@ -19,6 +19,8 @@ class PrefillSettings:
     max_waiting: int = 256
     passing_s: float = 1.0
     """How long smaller prompts may pass a bigger one that waits for blocks."""
+    unclaimed_share: float = 0.5
+    """Share of the blocks that prompts may take for which no decode worker has room yet; others wait for that."""
     step_timeout_s: float = 60.0
     """How long an engine step may take. After that the worker counts as broken and ends, to be started again."""
     drain_s: float = 30.0
@@ -30,6 +32,9 @@ class PrefillSettings:
             if getattr(self, key) < 1:
                 message = f"{key}: must be at least 1"
                 raise ValueError(message)
+        if not 0 <= self.unclaimed_share <= 1:
+            message = "unclaimed_share: must be 0 to 1"
+            raise ValueError(message)
         if self.step_timeout_s <= 0:
             message = "step_timeout_s: must be above 0"
             raise ValueError(message)

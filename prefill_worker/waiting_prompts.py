@@ -5,6 +5,7 @@ can read, needs no such place and passes those that wait for one. What waits for
 for ``passing_s`` seconds: from then on nobody is admitted before it, so every prompt is read in the end.
 """
 
+import bisect
 from collections.abc import Callable, Iterator
 
 from prefill_worker.prompt import Prompt
@@ -28,8 +29,8 @@ class WaitingPrompts:
         return iter(self._prompts)
 
     def add(self, prompt: Prompt) -> None:
-        """Queue ``prompt`` behind the others."""
-        self._prompts.append(prompt)
+        """Queue ``prompt`` at the place of its arrival: one that has fetched comes before the younger ones."""
+        bisect.insort(self._prompts, prompt, key=lambda waiting: waiting.arrived_s)
 
     def remove(self, prompt: Prompt) -> None:
         """Take ``prompt`` out."""
@@ -39,14 +40,21 @@ class WaitingPrompts:
         """Whether a prompt needs no place among the long ones."""
         return len(prompt.order.prompt_token_ids) <= self._short_tokens
 
-    def admit(self, places: int, try_reserve: Callable[[Prompt], bool], now_s: float) -> Prompt | None:
-        """Take out and return the first prompt that may be read and for which ``try_reserve`` finds blocks.
+    def admit(
+        self,
+        places: int,
+        held_back: Callable[[Prompt], bool],
+        try_reserve: Callable[[Prompt], bool],
+        now_s: float,
+    ) -> Prompt | None:
+        """Take out and return the first prompt that may be read, or fetched for, and for which blocks are found.
 
-        ``places`` is how many more long prompts may be read.
+        ``places`` is how many more long prompts may be read. Who is ``held_back`` does not wait for blocks: it is
+        passed, for however long.
         """
         blocked = 0
         for prompt in self._prompts:
-            if places < 1 and not self.is_short(prompt):
+            if (places < 1 and not self.is_short(prompt)) or held_back(prompt):
                 continue
             if try_reserve(prompt):
                 self._prompts.remove(prompt)

@@ -1,25 +1,36 @@
 """The whole of a prefill worker on one page: which object holds which."""
 
+from functools import partial
+
 from block_directory.redis_directory import RedisDirectory
 from block_directory.settings import DirectorySettings
 from cluster_core.identity import WorkerId, new_incarnation
 from cluster_core.settings_reader import Document, read_section
+from cluster_rpc.channels import ChannelPool
+from cluster_rpc.handoff_calls import HandoffCalls
+from cluster_rpc.handoff_service import HandoffService
 from cluster_rpc.limits import INTERNAL
+from cluster_rpc.link_service import LinkService
 from cluster_rpc.order_checks import Capacity
-from cluster_rpc.server import HANDOFF, PREFILL, WORKER, RpcServer
+from cluster_rpc.server import HANDOFF, LINK, PREFILL, WORKER, RpcServer
 from cluster_rpc.worker_service import WorkerStatusService
 from inference_engine.bell import Bell
 from inference_engine.block_pool import BlockPool
+from inference_engine.borrowed_prefixes import BorrowedPrefixes
 from inference_engine.engine_loader import ServingEngine, engine_loader
 from inference_engine.engine_loop import EngineLoop
+from inference_engine.failing_engine import with_failpoints
 from inference_engine.served_model import open_served_model
 from inference_engine.settings import EngineSettings
 from inference_engine.watched_holds import WatchedHolds
 from kv_transfer.exporter import Exporter
+from kv_transfer.fetcher import Fetcher
+from kv_transfer.importer import Importer
+from kv_transfer.link_probe import LinkProbe, ProbeParts
 from kv_transfer.settings import TransferSettings
 from kv_transfer.transport import Transport, make_transport
 from prefill_worker.scheduler import PrefillScheduler, SchedulerParts
-from prefill_worker.service import HandoffService, PrefillService
+from prefill_worker.service import PrefillService
 from prefill_worker.settings import PrefillSettings
 from prefill_worker.worker import PrefillParts, PrefillWorker, Site
 
@@ -35,7 +46,7 @@ def build_worker(document: Document, worker_id: WorkerId, directory_url: str) ->
         directory_settings=read_section(document, "directory", DirectorySettings),
     )
     load_engine = engine_loader(open_served_model(document), engine_settings, site.settings.total_blocks)
-    transport = make_transport(transfer)
+    transport = make_transport(transfer, host_memory=engine_settings.device == "cpu")
     return PrefillWorker(
         site,
         RedisDirectory(directory_url, site.directory_settings),
@@ -59,6 +70,34 @@ def assemble(
         incarnation=site.incarnation,
         layout=engine.layout,
         settings=transfer,
+        find_run=pool.find_run,
+        on_claim=bell.ring,
+    )
+    importer = Importer(
+        transport=transport,
+        memory=engine.memory,
+        holds=WatchedHolds(pool, bell.ring),
+        worker_id=site.worker_id,
+        incarnation=site.incarnation,
+        layout=engine.layout,
+        settings=transfer,
+    )
+    channels = ChannelPool()
+    calls = HandoffCalls(channels)
+    fetcher = Fetcher(
+        importer,
+        lambda source, job: calls.converse(source.address, source.worker_id, partial(importer.run, job)),
+    )
+    borrowed = BorrowedPrefixes(fetcher.fetch)
+    links = LinkProbe(
+        ProbeParts(
+            transport=transport,
+            memory=engine.memory,
+            worker_id=site.worker_id,
+            incarnation=site.incarnation,
+            settings=transfer,
+            book=importer.links,
+        )
     )
     capacity = Capacity(
         model=engine.identity,
@@ -66,13 +105,26 @@ def assemble(
         total_blocks=site.settings.total_blocks,
         max_waiting=site.settings.max_waiting,
     )
-    parts = SchedulerParts(pool=pool, capacity=capacity, exports=exporter, settings=site.settings)
+    parts = SchedulerParts(pool=pool, capacity=capacity, exports=exporter, settings=site.settings, borrowed=borrowed)
     scheduler = PrefillScheduler(parts, on_change=bell.ring)
-    loop = EngineLoop(engine=engine, work=scheduler, on_broken=worker.break_down)
+    loop = EngineLoop(engine=with_failpoints(engine, "p.chunk"), work=scheduler, on_broken=worker.break_down)
     bell.listen(loop.wake)
     status = WorkerStatusService(site.worker_id, site.incarnation, load=worker.load, drain=worker.stop_admission)
     server = RpcServer(INTERNAL)
     server.add(PREFILL, PrefillService(scheduler, engine.grammars))
     server.add(HANDOFF, HandoffService(exporter))
     server.add(WORKER, status)
-    return PrefillParts(bell=bell, pool=pool, exporter=exporter, scheduler=scheduler, loop=loop, server=server)
+    server.add(LINK, LinkService(links, channels))
+    return PrefillParts(
+        bell=bell,
+        pool=pool,
+        exporter=exporter,
+        importer=importer,
+        borrowed=borrowed,
+        calls=calls,
+        links=links,
+        channels=channels,
+        scheduler=scheduler,
+        loop=loop,
+        server=server,
+    )

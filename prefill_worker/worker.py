@@ -8,18 +8,24 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
 from block_directory.directory import BlockDirectory
+from block_directory.joining import refuse_other_layouts
 from block_directory.publisher import Publisher
 from block_directory.settings import DirectorySettings
 from cluster_core.errors import WorkerLost
 from cluster_core.identity import Incarnation, Role, WorkerId
 from cluster_core.workers import WorkerLoad, WorkerRecord
+from cluster_rpc.channels import ChannelPool
+from cluster_rpc.handoff_calls import HandoffCalls
 from cluster_rpc.server import RpcServer
 from cluster_rpc.worker_process import reachable_host
 from inference_engine.bell import Bell
 from inference_engine.block_pool import BlockPool
+from inference_engine.borrowed_prefixes import BorrowedPrefixes
 from inference_engine.engine_loader import ServingEngine
 from inference_engine.engine_loop import EngineLoop
 from kv_transfer.exporter import Exporter
+from kv_transfer.importer import Importer
+from kv_transfer.link_probe import LinkProbe
 from kv_transfer.transport import Transport
 from prefill_worker.scheduler import PrefillScheduler
 from prefill_worker.settings import PrefillSettings
@@ -49,6 +55,11 @@ class PrefillParts:
     bell: Bell
     pool: BlockPool
     exporter: Exporter
+    importer: Importer
+    borrowed: BorrowedPrefixes
+    calls: HandoffCalls
+    links: LinkProbe
+    channels: ChannelPool
     scheduler: PrefillScheduler
     loop: EngineLoop
     server: RpcServer
@@ -111,6 +122,12 @@ class PrefillWorker:
                 return
             await asyncio.sleep(DRAIN_POLL_S)
 
+    def leave_to_successor(self) -> None:
+        """Drain and break down: another life of the worker has its place, and lives."""
+        log.critical("another life of %s has its place, and lives: this one drains and ends", self.site.worker_id)
+        leaving = asyncio.create_task(self._drain_and_end(), name="leave to successor")
+        self._exit.callback(leaving.cancel)
+
     async def close(self) -> None:
         """End. May be called twice."""
         await self._exit.aclose()
@@ -118,7 +135,12 @@ class PrefillWorker:
     def load(self) -> WorkerLoad:
         """Return the status that the router watches."""
         parts = self.parts
-        return replace(parts.scheduler.load(), engine_steps=parts.loop.steps, orphaned_holds=parts.exporter.orphaned)
+        return replace(
+            parts.scheduler.load(),
+            engine_steps=parts.loop.steps,
+            orphaned_holds=parts.exporter.orphaned,
+            links=parts.links.book.reports(),
+        )
 
     async def _start(self) -> WorkerRecord:
         self._exit.push_async_callback(self._directory.close)
@@ -128,6 +150,10 @@ class PrefillWorker:
         parts = self._parts = self._assemble(self, engine)
         parts.loop.start()
         self._exit.push_async_callback(parts.loop.close)
+        self._exit.push_async_callback(parts.importer.close)
+        self._exit.push_async_callback(parts.channels.close)
+        self._exit.push_async_callback(parts.calls.close)
+        self._exit.push_async_callback(parts.borrowed.close)
         self._exit.callback(parts.scheduler.fail_all, WorkerLost(f"{self.site.worker_id} ends"))
         sweeper = asyncio.create_task(self._sweep(), name="lease sweeper")
         sweeper.add_done_callback(self._sweeper_over)
@@ -146,13 +172,19 @@ class PrefillWorker:
             total_blocks=parts.pool.counts().total,
             pid=os.getpid(),
         )
+        await refuse_other_layouts(self._directory, record, self.site.directory_settings.lease_s)
         publisher = Publisher(
             self._directory, record, parts.pool.drain_events, parts.pool.cached_hashes, self.site.directory_settings
         )
+        publisher.on_replaced = self.leave_to_successor
         parts.bell.listen(publisher.wake)
         await publisher.start()
         self._exit.push_async_callback(publisher.close)
         return record
+
+    async def _drain_and_end(self) -> None:
+        await self.drain()
+        self.break_down()
 
     async def _sweep(self) -> None:
         while True:

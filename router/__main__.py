@@ -4,12 +4,15 @@ import argparse
 import asyncio
 import json
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
 
 from cluster_core.errors import OperatorError
-from cluster_core.settings_reader import load_document
+from cluster_core.failpoint_control import VARIABLE, open_control
+from cluster_core.settings_reader import load_document, read_section
+from router.settings import RouterSettings
 from router.wiring import Router, build_router
 
 
@@ -38,6 +41,7 @@ def main() -> int:
     logging.basicConfig(level=arguments.log_level, format="%(asctime)s router %(levelname)s %(message)s")
     try:
         document = load_document(arguments.config)
+        open_control(os.environ.get(VARIABLE, ""), read_section(document, "router", RouterSettings).host)
         asyncio.run(serve(build_router(document, arguments.directory_url)))
     except OperatorError as error:
         sys.stderr.write(f"{error}\n")

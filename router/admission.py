@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from cluster_core.errors import Overloaded
+from cluster_core.failpoints import reach
 from router.settings import RouterSettings
 
 PRIORITIES = 8
@@ -70,6 +71,7 @@ class Admission:
         self._waiting[priority][number] = waiter
         try:
             async with asyncio.timeout(self._settings.queue_timeout_s):
+                await reach("router.enqueue")
                 await waiter
         except TimeoutError:
             self._give_up(waiter)

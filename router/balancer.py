@@ -2,18 +2,21 @@
 
 A candidate is a pair (prefill worker, decode worker) or one decode worker that does both:
 
-    split = queue(P) + prefill(P) + [transfer(D) - overlap] + queue(D) + first step(D) + harm(D)
-    local = queue(D) + prefill(D) + first step(D) + harm(D)
+    split = queue(P) + fetch(P) + prefill(P) + [transfer(P, D) - overlap] + queue(D) + first step(D) + harm(D)
+    local = queue(D) + fetch(D) + prefill(D) + first step(D) + harm(D)
 
 Blocks move while the prefill is running, so only what is left of the transfer afterwards counts, and the part that
-has nothing to do with bytes. Harm is what the request takes from the streams that run on D: a step that grows, and
-for a local prefill the time in which none of them gets a token. Except for what transfer and prefill share, the terms
-of a pair are its workers' own, so they are computed once a worker and a pair costs three additions.
+has nothing to do with bytes. Whoever reads the prompt may first fetch what another worker's cache holds of it, where
+that is faster than computing it (`router.loans`); prefill is the rest. Harm is what the request takes from the streams
+that run on D: a step that grows, and for a local prefill the time in which none of them gets a token. Except for the
+transfer, which goes over the pair's own link beside the prefill, the terms of a pair are its workers' own: they are
+computed once a worker, and a pair costs a look-up and a few additions.
 """
 
 import heapq
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 
 from cluster_core.identity import Incarnation, Role, WorkerId
 from cluster_core.placement import Local, Placement, Split
@@ -21,15 +24,15 @@ from router.cost_model import (
     Coefficients,
     RequestSize,
     WorkerView,
-    cached_tokens,
     coefficients_of,
     decode_queue_s,
+    link_speed,
+    missing_bytes,
     prefill_harm_s,
     prefill_queue_s,
-    prefill_s,
     stream_harm_s,
-    transfer_s,
 )
+from router.loans import Loan, Reading, reading_of
 from router.settings import RouterSettings
 
 KEPT_CANDIDATES = 16
@@ -48,6 +51,13 @@ class Candidate:
     decode_cached_tokens: int
     prefill_tokens: int
     """Tokens that the worker which reads the prompt would compute."""
+    loan: Loan | None = None
+    """What it would fetch before."""
+
+    @property
+    def own_s(self) -> float:
+        """What the request itself waits for its next token: without what it takes from others."""
+        return self.total_s - sum(seconds for name, seconds in self.terms if name == "harm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,22 +74,29 @@ def choose(
     excluded: Collection[Incarnation],
     settings: RouterSettings,
     pick: Callable[[int], int],
+    left_s: float = inf,
 ) -> Choice | None:
     """Return the placement with the least predicted time, or None when no decode worker can take the request.
 
     ``views`` are workers that are alive, compatible and not draining. Those ``excluded`` failed this request before and
-    come into question only when nobody else does. Of n candidates that tie, the one at ``pick(n)`` is taken.
+    come into question only when nobody else does; and what would not give its next token within ``left_s`` seconds,
+    only where nothing would. Of candidates that tie, those move the fewest bytes whose decode worker has most of the
+    prompt; of n of them, the one at ``pick(n)`` is taken.
     """
     fitting = [view for view in views if _fits(size, view)]
     trusted = [view for view in fitting if view.record.incarnation not in excluded]
     candidates = _scored(size, trusted, settings) or _scored(size, fitting, settings)
     if not candidates:
         return None
+    if min(total_s for total_s, _ in candidates) > left_s:
+        candidates = [scored for scored in candidates if scored[1]().own_s <= left_s] or candidates
     best = heapq.nsmallest(KEPT_CANDIDATES, candidates, key=lambda scored: scored[0])
     limit = best[0][0] * (1 + TIE_EPSILON)
-    tied = sum(1 for total_s, _ in best if total_s <= limit)
     kept = [build() for _, build in best]
-    chosen = kept[pick(tied) if tied > 1 else 0]
+    tied = [candidate for candidate in kept if candidate.total_s <= limit]
+    most = max(candidate.decode_cached_tokens for candidate in tied)
+    tied = [candidate for candidate in tied if candidate.decode_cached_tokens == most]
+    chosen = tied[pick(len(tied)) if len(tied) > 1 else 0]
     return Choice(chosen=chosen, candidates=tuple(kept))
 
 
@@ -124,9 +141,7 @@ class _Reader:
 
     view: WorkerView
     queue_s: float
-    prefill_s: float
-    cached_tokens: int
-    prefill_tokens: int
+    reading: Reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,43 +152,37 @@ class _Writer:
     queue_s: float
     step_s: float
     stream_harm_s: float
-    fixed_s: float
-    bytes_s: float
-    prefill_s: float
-    cached_tokens: int
-    prefill_tokens: int
+    speed: Coefficients
+    missing_bytes: int
+    reading: Reading
 
 
 def _reader(size: RequestSize, view: WorkerView, speeds: Mapping[WorkerId, Coefficients]) -> _Reader:
     speed = speeds[view.record.worker_id]
-    cached = cached_tokens(size, view)
-    return _Reader(
-        view, prefill_queue_s(view, speed), prefill_s(size, view, speed), cached, size.prompt_tokens - cached
-    )
+    return _Reader(view, prefill_queue_s(view, speed), reading_of(size, view, speed))
 
 
 def _writer(
     size: RequestSize, view: WorkerView, speeds: Mapping[WorkerId, Coefficients], settings: RouterSettings
 ) -> _Writer:
     speed = speeds[view.record.worker_id]
-    fixed_s, bytes_s = transfer_s(size, view, speed)
-    cached = cached_tokens(size, view)
     return _Writer(
         view,
         decode_queue_s(size, view, speed, settings),
         speed.decode_step_s,
         settings.harm_weight * stream_harm_s(view, speed, settings),
-        fixed_s,
-        bytes_s,
-        prefill_s(size, view, speed),
-        cached,
-        size.prompt_tokens - cached,
+        speed,
+        missing_bytes(size, view),
+        reading_of(size, view, speed),
     )
 
 
 def _split(reader: _Reader, writer: _Writer) -> _Scored:
-    exposed_s = writer.fixed_s + max(0.0, writer.bytes_s - reader.prefill_s)
-    total_s = reader.queue_s + reader.prefill_s + exposed_s + writer.queue_s + writer.step_s + writer.stream_harm_s
+    reading = reader.reading
+    fixed_s, bytes_per_s = link_speed(writer.view, reader.view.record.worker_id, writer.speed)
+    exposed_s = fixed_s + max(0.0, writer.missing_bytes / bytes_per_s - reading.prefill_s)
+    read_s = reader.queue_s + reading.fetch_s + reading.prefill_s
+    total_s = read_s + exposed_s + writer.queue_s + writer.step_s + writer.stream_harm_s
 
     def build() -> Candidate:
         return Candidate(
@@ -181,24 +190,27 @@ def _split(reader: _Reader, writer: _Writer) -> _Scored:
             total_s=total_s,
             terms=(
                 ("prefill queue", reader.queue_s),
-                ("prefill", reader.prefill_s),
+                *_fetch_term(reading),
+                ("prefill", reading.prefill_s),
                 ("transfer", exposed_s),
                 ("decode queue", writer.queue_s),
                 ("first step", writer.step_s),
                 ("harm", writer.stream_harm_s),
             ),
-            prefill_cached_tokens=reader.cached_tokens,
-            decode_cached_tokens=writer.cached_tokens,
-            prefill_tokens=reader.prefill_tokens,
+            prefill_cached_tokens=reading.cached_tokens,
+            decode_cached_tokens=writer.reading.cached_tokens,
+            prefill_tokens=reading.prefill_tokens,
+            loan=reading.loan,
         )
 
     return total_s, build
 
 
 def _local(size: RequestSize, writer: _Writer, settings: RouterSettings) -> _Scored:
+    reading = writer.reading
     first_step_s = writer.step_s if size.max_tokens > 1 else 0.0
-    harm_s = writer.stream_harm_s + settings.harm_weight * prefill_harm_s(writer.view, writer.prefill_s, settings)
-    total_s = writer.queue_s + writer.prefill_s + first_step_s + harm_s
+    harm_s = writer.stream_harm_s + settings.harm_weight * prefill_harm_s(writer.view, reading.prefill_s, settings)
+    total_s = writer.queue_s + reading.fetch_s + reading.prefill_s + first_step_s + harm_s
 
     def build() -> Candidate:
         return Candidate(
@@ -206,13 +218,19 @@ def _local(size: RequestSize, writer: _Writer, settings: RouterSettings) -> _Sco
             total_s=total_s,
             terms=(
                 ("decode queue", writer.queue_s),
-                ("prefill", writer.prefill_s),
+                *_fetch_term(reading),
+                ("prefill", reading.prefill_s),
                 ("first step", first_step_s),
                 ("harm", harm_s),
             ),
             prefill_cached_tokens=0,
-            decode_cached_tokens=writer.cached_tokens,
-            prefill_tokens=writer.prefill_tokens,
+            decode_cached_tokens=reading.cached_tokens,
+            prefill_tokens=reading.prefill_tokens,
+            loan=reading.loan,
         )
 
     return total_s, build
+
+
+def _fetch_term(reading: Reading) -> tuple[tuple[str, float], ...]:
+    return () if reading.loan is None else (("fetch", reading.fetch_s),)

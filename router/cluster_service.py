@@ -10,7 +10,7 @@ from cluster_core.errors import InvalidField, NotServed, PartUnavailable
 from cluster_core.identity import RequestId, WorkerId
 from cluster_core.placement import Local, Split
 from cluster_rpc.v1 import cluster_pb2, cluster_pb2_grpc, worker_pb2
-from cluster_rpc.worker_messages import report_to_proto, role_to_proto
+from cluster_rpc.worker_messages import fetch_to_proto, report_to_proto, role_to_proto
 from router.admission import Admission
 from router.balancer import Candidate
 from router.membership import Membership, Worker
@@ -125,10 +125,16 @@ def _attempt(record: AttemptRecord, now_s: float) -> cluster_pb2.Attempt:
         candidates=[_candidate(candidate) for candidate in record.choice.candidates],
         outcome=record.outcome,
         handoff=report_to_proto(record.handoff) if record.handoff is not None else None,
+        fetch=fetch_to_proto(record.fetch),
         spans=[
             cluster_pb2.Span(name=span.name, start_s=span.start_s, end_s=span.end_s)
             for span in record.times.spans(now_s)
         ],
+        rung=record.rung,
+        kept_of_failed=record.kept_blocks,
+        link=record.link,
+        overlapped_s=record.handoff.overlapped_s if record.handoff is not None else 0.0,
+        bytes_per_s=record.handoff.bytes_per_s if record.handoff is not None else 0.0,
     )
 
 
@@ -147,4 +153,6 @@ def _candidate(candidate: Candidate) -> cluster_pb2.PlacementCandidate:
         terms=[cluster_pb2.Term(name=name, seconds=seconds) for name, seconds in candidate.terms],
         prefill_cached_tokens=candidate.prefill_cached_tokens,
         decode_cached_tokens=candidate.decode_cached_tokens,
+        fetch_worker=candidate.loan.lender if candidate.loan is not None else "",
+        fetch_blocks=candidate.loan.blocks if candidate.loan is not None else 0,
     )

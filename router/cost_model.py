@@ -6,7 +6,7 @@ then the configured prior.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cluster_core.identity import Role, WorkerId
 from cluster_core.layout import first_block_in_window
@@ -33,6 +33,8 @@ class WorkerView:
     record: WorkerRecord
     load: WorkerLoad
     assigned: Assigned = NOTHING_ASSIGNED
+    links: Mapping[WorkerId, tuple[float, float]] = field(default_factory=dict)
+    """What it knows of the way from other workers to itself, by their ids; see `link_speed`."""
 
     @property
     def queued_tokens(self) -> int:
@@ -49,6 +51,10 @@ class WorkerView:
         """Blocks that nobody holds, cached ones among them."""
         total = self.load.total_blocks or self.record.total_blocks
         return total - self.load.held_blocks - self.assigned.blocks
+
+
+Lender = tuple[WorkerView, int]
+"""A worker, and how many leading blocks of a prompt it has told that it holds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +77,8 @@ class RequestSize:
     """For each worker that holds any: the number of leading blocks of the prompt that it holds."""
     choices: int = 1
     """How many answers are written to the one prompt."""
+    lenders: Sequence[Lender] = ()
+    """Who may lend how many leading blocks of the prompt to the worker that reads it (see `router.loans`)."""
 
 
 def coefficients_of(views: Sequence[WorkerView], settings: RouterSettings) -> dict[WorkerId, Coefficients]:
@@ -115,11 +123,6 @@ def prefill_queue_s(view: WorkerView, speed: Coefficients) -> float:
     return view.queued_tokens * speed.prefill_s_per_token
 
 
-def prefill_s(size: RequestSize, view: WorkerView, speed: Coefficients) -> float:
-    """Seconds to compute what the worker's cache lacks of the prompt."""
-    return (size.prompt_tokens - cached_tokens(size, view)) * speed.prefill_s_per_token
-
-
 def decode_queue_s(size: RequestSize, view: WorkerView, speed: Coefficients, settings: RouterSettings) -> float:
     """Seconds until a decode worker has room: for those who wait already, and for the blocks it lacks.
 
@@ -135,14 +138,21 @@ def decode_queue_s(size: RequestSize, view: WorkerView, speed: Coefficients, set
     return view.queued_tokens * speed.prefill_s_per_token + room_s
 
 
-def transfer_s(size: RequestSize, view: WorkerView, speed: Coefficients) -> tuple[float, float]:
-    """Return what moving the blocks that a decode worker lacks takes: (beside the bytes, for the bytes)."""
+def link_speed(importer: WorkerView, exporter: WorkerId, otherwise: Coefficients) -> tuple[float, float]:
+    """Return what moving blocks from ``exporter`` to ``importer`` takes: (seconds beside the bytes, bytes a second).
+
+    As the importer knows this very link, by calibration and by its imports over it; a link that it does not know yet is
+    assumed to be like the worker's others, whose mean is in ``otherwise`` (the importer's coefficients).
+    """
+    return importer.links.get(exporter) or (otherwise.transfer_fixed_s, otherwise.transfer_bytes_per_s)
+
+
+def missing_bytes(size: RequestSize, view: WorkerView) -> int:
+    """Bytes of the prompt's blocks that a decode worker lacks and will read."""
     layout = view.record.layout
     unread = first_block_in_window(size.prompt_tokens, layout.window_tokens, layout.block_size_tokens)
     spared_tokens = max(cached_tokens(size, view), unread * layout.block_size_tokens)
-    return speed.transfer_fixed_s, (
-        size.prompt_tokens - spared_tokens
-    ) * layout.token_bytes / speed.transfer_bytes_per_s
+    return (size.prompt_tokens - spared_tokens) * layout.token_bytes
 
 
 def stream_harm_s(view: WorkerView, speed: Coefficients, settings: RouterSettings) -> float:

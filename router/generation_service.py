@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 
 from cluster_core.errors import Cancelled, NoWorker
+from cluster_core.failpoints import are_on, reach
 from cluster_core.identity import RequestId
 from cluster_rpc.v1 import generation_pb2, generation_pb2_grpc
 from router.admission import Admission
@@ -58,6 +59,7 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
         left_s = self._time_left(context)
         deadline = None if left_s is None else serving.flow.clock() + left_s
         with serving.live.scope(prepared.request_id, left_s) as live:
+            await reach("router.admit")
             async with serving.admission.place(prepared.priority):
                 flow = RequestFlow(serving.flow, prepared, lambda: serving.open_text(prepared.text), timeline, deadline)
                 try:
@@ -65,9 +67,12 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
                         response = await flow.next_response()
                         if flow.over:
                             break
+                        if are_on():
+                            await reach("router.token.send")
                         live.begin_write()
                         yield response
                         live.end_write()
+                    await reach("router.fin")
                     serving.live.release(live)
                     yield response
                 finally:

@@ -42,6 +42,12 @@ class Leg:
     def __init__(self, role: Role, record: WorkerRecord, call: Any, mailbox: Mailbox[Mail]) -> None:
         self.role = role
         self.record = record
+        self.started = False
+        """Whether the worker has admitted the order."""
+        self.over = False
+        """Whether the worker has ended the stream. A prefill worker does when nothing is on offer any more."""
+        self.kept_blocks = 0
+        """What a decode worker says it has kept of a hand-over that failed: leading full blocks of the prompt."""
         self._call = call
         self._mailbox = mailbox
         self._task = asyncio.get_running_loop().create_task(self._read(), name=f"{role.value} leg")
@@ -65,6 +71,7 @@ class Leg:
     async def _read(self) -> None:
         try:
             while (event := await self._call.read()) is not END_OF_STREAM:
+                self._note(event)
                 mail = (self, event)
                 if not self._mailbox.try_send(mail):
                     await self._mailbox.send(mail)
@@ -79,7 +86,16 @@ class Leg:
             if self._task.cancelling():
                 raise
             ended = LegEnded(error=WorkerLost(f"the connection to {self.record.worker_id} was closed"), answered=False)
+        self.over = True
         self._mailbox.send_last((self, ended))
+
+    def _note(self, event: worker_pb2.PrefillEvent | worker_pb2.DecodeEvent) -> None:
+        """Remember what must be known even if nobody reads the mailbox any more."""
+        what = event.WhichOneof("event")
+        if what == "started":
+            self.started = True
+        elif what == "kept" and isinstance(event, worker_pb2.DecodeEvent):
+            self.kept_blocks = event.kept.blocks
 
 
 def _about_exporter(failure: BatonError, code: grpc.StatusCode) -> bool:

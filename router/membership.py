@@ -9,7 +9,7 @@ that died. A worker whose model or block layout differs from the router's is lis
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
 import grpc
@@ -64,11 +64,13 @@ class Worker:
     refusal: str | None
     status: worker_pb2.WorkerStatus | None = None
     load: WorkerLoad = field(default_factory=WorkerLoad)
+    links: Mapping[WorkerId, tuple[float, float]] = field(default_factory=dict)
+    """What it knows of the ways from others to itself (see `router.cost_model.link_speed`)."""
     alive: bool = False
     told_to_drain: bool = False
     listed: bool = True
     watching: "asyncio.Task[None] | None" = None
-    on_silence: set[Callable[[str], None]] = field(default_factory=set)
+    on_silence: dict[Callable[[str], None], None] = field(default_factory=dict)
     """Told when the worker falls silent while its connection stands: calls to it would wait for the keepalive."""
 
     @property
@@ -113,6 +115,10 @@ class Membership:
     def ready_views(self) -> list[WorkerView]:
         """Return the workers that can be given a request now."""
         return [self._view(worker) for worker in self._workers.values() if worker.state == "ready"]
+
+    def lending_views(self) -> list[WorkerView]:
+        """Return the workers that can be asked for blocks of their caches now: also those that drain."""
+        return [self._view(worker) for worker in self._workers.values() if worker.state in {"ready", "draining"}]
 
     def compatible_views(self) -> list[WorkerView]:
         """Return the workers that could serve once they are ready, for whether a request can ever fit."""
@@ -191,6 +197,7 @@ class Membership:
     def _heard(self, worker: Worker, status: worker_pb2.WorkerStatus, load: WorkerLoad) -> None:
         before = worker.state
         worker.status, worker.load, worker.alive = status, load, True
+        worker.links = {link.peer: (link.fixed_s, link.bytes_per_s) for link in load.links if link.bytes_per_s > 0}
         self._ledger.reported(worker.record.worker_id)
         if worker.state != before:
             logger.info("%s is %s", worker.record.worker_id, worker.state)
@@ -247,7 +254,10 @@ class Membership:
 
     def _view(self, worker: Worker) -> WorkerView:
         return WorkerView(
-            record=worker.record, load=worker.load, assigned=self._ledger.assigned(worker.record.worker_id)
+            record=worker.record,
+            load=worker.load,
+            assigned=self._ledger.assigned(worker.record.worker_id),
+            links=worker.links,
         )
 
     def _notify(self) -> None:

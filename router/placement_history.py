@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-from cluster_core.handoff import HandoffReport
+from cluster_core.handoff import FetchReport, HandoffReport
 from cluster_core.identity import Attempt, RequestId
 from router.balancer import Choice
 from router.timeline import AttemptTimes, Timeline
@@ -19,8 +19,16 @@ class AttemptRecord:
     attempt: Attempt
     choice: Choice
     times: AttemptTimes
+    rung: str
+    """How it came about: a word of `router.recovery`."""
     outcome: str = RUNNING
     handoff: HandoffReport | None = None
+    fetch: FetchReport | None = None
+    """What the worker that read the prompt fetched of it from another worker's cache."""
+    kept_blocks: int = 0
+    """Full blocks that the decode worker kept of a hand-over that failed in it."""
+    link: str = ""
+    """Where its blocks went from and to, and over what."""
 
 
 @dataclass(slots=True)

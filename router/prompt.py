@@ -42,6 +42,8 @@ class PreparedRequest:
     """The client's, or the one drawn for it; ``sampling.seed`` is the same."""
     choices: int = 1
     """How many answers are wanted."""
+    recover: bool = True
+    """Whether it goes on elsewhere when a worker fails it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +75,7 @@ class RequestPreparer:
             raise NotServed(where, reason)
         cache_salt = validation.checked_cache_salt(request.cache_salt, self.limits)
         priority = validation.checked_priority(request.priority, self.limits)
+        recover = validation.checked_recovery(request.recovery)
         params = request.sampling_params
         reader = SamplingReader(
             tokenizer=self.tokenizer,
@@ -106,6 +109,7 @@ class RequestPreparer:
             cache_salt=cache_salt,
             priority=priority,
             seed=seed,
+            recover=recover,
         )
 
     def _prompt(self, request: pb.GenerateRequest) -> tuple[str, tuple[int, ...]]:

@@ -3,45 +3,41 @@
 Life of an attempt: placed -> its legs start together, the decode worker told where the prompt is being read -> the
 prefill leg's first tokens go to the client at once, the decode leg's follow -> the token log says that an answer is
 complete. When a leg fails, the attempt's legs are cancelled, the blamed worker is avoided, and the next attempt is a
-fresh request whose prompt is the old one and every token the client already has.
+fresh request whose prompt is the old one and every token the client already has. Where only the decode leg has failed,
+and before its first token, the attempt itself goes on: another decode worker fetches what the prefill leg exports.
 
 A request for several answers starts as one attempt: one prefill, one hand-over, and the workers draw all of them. Once
 one has a token, their prompts differ: what goes on after a failure are attempts at one answer each.
 """
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from cluster_core.errors import (
-    BatonError,
-    DeadlineExceeded,
-    DuplicateRequest,
-    LegFailed,
-    NoWorker,
-    Overloaded,
-    RequestError,
-    RetryLater,
-)
+from cluster_core.errors import DeadlineExceeded, LegFailed, NoWorker, RetryLater
+from cluster_core.failpoints import are_on, copies, reach
 from cluster_core.identity import Attempt, RequestId
 from cluster_core.sampling import choice_seed
-from cluster_rpc.logprob_messages import input_logprobs, logprobs_from_proto
+from cluster_rpc.logprob_messages import logprobs_from_proto
 from cluster_rpc.v1 import generation_pb2, worker_pb2
-from cluster_rpc.worker_messages import WorkOrder, report_from_proto
+from cluster_rpc.worker_messages import WorkOrder, fetch_from_proto, report_from_proto
 from router.answer_choice import AnswerChoice, AnswerText
 from router.attempt_run import AttemptRun, Failure
 from router.legs import Event, Leg, LegEnded, Mail
 from router.mailbox import Mailbox
 from router.membership import Membership
 from router.placement_history import FINISHED, AttemptRecord, PlacementHistory
-from router.placer import RETRY_AFTER_S, Avoided, Placer
+from router.placer import RETRY_AFTER_S, Avoided, Placed, Placer
 from router.prompt import PreparedRequest
+from router.prompt_told import PromptTold
+from router.recovery import NO_ROOM, OTHER_DECODE_WORKER, learn_of, may_rebind, rung_of, unrecovered
 from router.settings import RouterSettings
 from router.timeline import Timeline
 
-LEG_END_S = 1.0
-"""How long the legs of a complete answer may take to end by themselves before they are cancelled."""
+LOOK_FOR_ROOM_S = 1.0
+"""How often it is looked whether a decode leg that waits for room would find it elsewhere."""
 
 Choices = tuple[AnswerChoice, ...]
 
@@ -91,10 +87,13 @@ class RequestFlow:
         self._mailbox: Mailbox[Mail] = Mailbox(parts.settings.leg_buffer_events)
         self._responses: deque[generation_pb2.GenerateResponse] = deque()
         self._cached_tokens: int | None = None
-        self._prompt_told = 0 if prepared.sampling.prompt_logprobs is not None else len(prepared.prompt_token_ids)
-        """Tokens of the prompt whose logprobs the client has, or does not want."""
-        if self._prompt_to_tell and len(prepared.prompt_token_ids) == 1:
-            self._tell_prompt(input_logprobs(1, (), self._first_prompt_token))
+        wants_prompt = prepared.sampling.prompt_logprobs is not None
+        self._prompt_told = PromptTold(prepared.prompt_token_ids, wanted=wants_prompt)
+        self._failed_at: Placed | None = None
+        """Where the last attempt that failed was placed."""
+        self._rebound = 0
+        """Failures of decode legs that others took over: tries, though no attempts."""
+        self._respond(self._prompt_told.begin())
 
     @property
     def over(self) -> bool:
@@ -104,7 +103,8 @@ class RequestFlow:
     async def next_response(self) -> generation_pb2.GenerateResponse:
         """Return the next chunk of an answer, or its terminal message.
 
-        Raises what ends the request early: `RequestError`, `RetryLater`, `DeadlineExceeded`.
+        Raises what ends the request early: `RequestError`, `RetryLater`, `DeadlineExceeded`; `LegFailed` where the
+        request asked for no recovery.
         """
         assert not self.over
         while not self._responses:
@@ -113,12 +113,23 @@ class RequestFlow:
                 self._to_begin.popleft()
             failed = next((run for run in self._runs if run.failure is not None), None)
             if failed is not None:
-                await self._end_attempt(failed)
+                await self._recover(failed)
                 continue
-            self._take(await self._mailbox.receive_all())
+            mails = await self._receive()
+            for _ in range(await copies("router.token.append") if are_on() else 1):
+                self._take(mails)
             for run in list(self._runs):
                 await self._tell(run)
         return self._responses.popleft()
+
+    async def _receive(self) -> list[Mail]:
+        """Wait for mails; while a decode leg waits for room, look now and then who else has some."""
+        while any(run.waits_for_room for run in self._runs):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_FOR_ROOM_S):
+                    return await self._mailbox.receive_all()
+            self._move_waiting()
+        return await self._mailbox.receive_all()
 
     async def close(self) -> None:
         """Give everything back. Workers whose own count says that the answers are complete may end their streams."""
@@ -127,24 +138,31 @@ class RequestFlow:
             if run.record.outcome != FINISHED:
                 run.record.outcome = "ended before the answer did: cancelled, or out of time"
             self._give_up_place(run)
-        await asyncio.gather(*(run.close(_patience_s(run)) for run in runs))
+        await asyncio.gather(*(run.close(run.patience_s) for run in runs))
 
     async def _begin_attempt(self, choices: Choices) -> None:
         prepared, log = self._prepared, choices[0].log
         prompt = (*prepared.prompt_token_ids, *log.tokens) if log.tokens else prepared.prompt_token_ids
-        placed = await self._parts.placer.place(self._root, prompt, log.remaining, self._avoided, len(choices))
+        placed = await self._parts.placer.place(
+            self._root, prompt, log.remaining, self._avoided, len(choices), self._deadline
+        )
         attempt = Attempt(0)
         for choice in choices:
             attempt = choice.log.begin_attempt()
             choice.timeline.begin_attempt()
             choice.handed_over = False
-        record = AttemptRecord(attempt=attempt, choice=placed.choice, times=choices[0].timeline.attempts[-1])
+        record = AttemptRecord(
+            attempt=attempt,
+            choice=placed.choice,
+            times=choices[0].timeline.attempts[-1],
+            rung=rung_of(placed, self._failed_at),
+        )
         self._record.attempts.append(record)
         run = AttemptRun(attempt, choices, placed, record, self._mailbox)
         self._runs.append(run)
         self._parts.placer.assign(placed, self._key(run), len(prompt), len(choices))
         sampling = replace(choices[0].sampling, max_tokens=log.remaining)
-        if not self._prompt_to_tell:
+        if self._prompt_told.complete:
             sampling = replace(sampling, prompt_logprobs=None)
         order = WorkOrder(
             request_id=self._key(run)[0],
@@ -153,46 +171,89 @@ class RequestFlow:
             sampling=sampling,
             root_hash=self._root,
             choices=len(choices),
+            fetch=placed.fetch,
         )
-        left_s = None if self._deadline is None else max(0.0, self._deadline - self._parts.clock())
-        run.start(order, left_s)
+        await reach("router.dispatch")
+        run.start(order, self._left_s())
 
-    async def _end_attempt(self, run: AttemptRun) -> None:
-        """Clean up after a failure; raises it when another attempt cannot help or none is left."""
+    def _left_s(self) -> float | None:
+        return None if self._deadline is None else max(0.0, self._deadline - self._parts.clock())
+
+    async def _recover(self, run: AttemptRun) -> None:
+        """Go on after a failure. Raises what ends the request: no try can help, none is wanted, or none is left."""
         failure = run.failure
         assert failure is not None
         error = failure.error
         run.record.outcome = f"{type(error).__name__}: {error}"
-        self._runs.remove(run)
-        self._give_up_place(run)
         # gRPC ends a call at the client's deadline by itself: that says nothing about the worker.
         if not failure.answered and not isinstance(error, DeadlineExceeded):
             self._parts.membership.suspect(failure.blamed.worker_id, failure.blamed.incarnation)
-        await run.close(0.0)
-        self._raise_if_hopeless(run, failure)
+        hopeless = learn_of(failure, self._avoided)
+        refused, tries = isinstance(error, RetryLater), run.attempt + self._rebound
+        if hopeless is None and not refused and not self._prepared.recover:
+            hopeless = unrecovered(failure, self._choices)
+        last = tries >= self._parts.settings.max_attempts
+        if hopeless is None and (refused or not last) and may_rebind(run):
+            placed = self._parts.placer.place_decode(run.placed, run.order, self._avoided)
+            if placed is not None:
+                self._rebound += not refused
+                self._rebind(run, placed)
+                return
+        await self._end_attempt(run)
+        if hopeless is None and last:
+            exhausted = f"{tries} attempts failed, the last one because {error}"
+            hopeless = error if refused else NoWorker(exhausted, RETRY_AFTER_S)
+        if hopeless is error:
+            raise error
+        if hopeless is not None:
+            raise hopeless from error
+        self._begin_anew(run)
+
+    def _move_waiting(self) -> None:
+        """Give decode legs that wait for room to workers that have some; the exports wait for whoever comes."""
+        for run in self._runs:
+            if run.waits_for_room:
+                placed = self._parts.placer.place_waiting(run.placed, run.order, self._avoided)
+                if placed is not None:
+                    run.record.outcome = NO_ROOM
+                    self._rebind(run, placed)
+
+    def _rebind(self, run: AttemptRun, placed: Placed) -> None:
+        """Give the attempt's decode leg to another worker, which fetches what the prefill leg exports.
+
+        What the prefill leg has told stays as it is. The old decode leg is nobody's from now on: what it still says is
+        dropped here, and the exporter serves the newer of two importers.
+        """
+        for choice in run.choices:
+            choice.timeline.continue_attempt()
+        record = AttemptRecord(
+            attempt=run.attempt,
+            choice=placed.choice,
+            times=run.choices[0].timeline.attempts[-1],
+            rung=OTHER_DECODE_WORKER,
+            fetch=run.record.fetch,
+        )
+        self._record.attempts.append(record)
+        self._parts.placer.rebound(run.placed, placed, self._key(run), run.order)
+        run.rebind(placed, record, self._left_s())
+
+    async def _end_attempt(self, run: AttemptRun) -> None:
+        """End a failed attempt, and note what it has left on its decode worker."""
+        self._runs.remove(run)
+        self._give_up_place(run)
+        await run.close(run.last_words_s)
+        self._failed_at = run.placed
+        run.record.kept_blocks = run.kept_blocks
+        if run.kept_blocks:
+            self._parts.placer.blocks_kept(run.placed.decode, run.order, run.kept_blocks)
+
+    def _begin_anew(self, run: AttemptRun) -> None:
+        """Let each answer of a failed attempt go on; answers that have tokens have different prompts from now on."""
         unfinished = tuple(choice for choice in run.choices if choice.log.finish_reason is None)
         if any(choice.log.tokens for choice in run.choices):
             self._to_begin.extend((choice,) for choice in unfinished)
         else:
             self._to_begin.append(unfinished)
-
-    def _raise_if_hopeless(self, run: AttemptRun, failure: Failure) -> None:
-        """Raise what another attempt cannot mend; else remember whom it must avoid."""
-        error = failure.error
-        if isinstance(error, DeadlineExceeded) or _about_request(error):
-            raise error
-        last = run.attempt >= self._parts.settings.max_attempts
-        if isinstance(error, RetryLater):
-            if last:
-                raise error
-            self._avoided.full.add(failure.blamed.incarnation)
-            if isinstance(error, Overloaded):
-                self._avoided.last_refusal = error
-            return
-        self._avoided.failed.add(failure.blamed.incarnation)
-        if last:
-            message = f"{run.attempt} attempts failed, the last one because {error}"
-            raise NoWorker(message, RETRY_AFTER_S) from error
 
     async def _tell(self, run: AttemptRun) -> None:
         """Put what the attempt's answers have gained into responses; end an attempt whose answers are complete."""
@@ -200,7 +261,7 @@ class RequestFlow:
             chunk = choice.chunk()
             if chunk is None:
                 continue
-            self._responses.append(generation_pb2.GenerateResponse(chunk=chunk))
+            self._respond(chunk)
             if choice.log.finish_reason is not None:
                 self._incomplete -= 1
                 self._responses.append(generation_pb2.GenerateResponse(complete=self._complete(run, choice)))
@@ -255,9 +316,9 @@ class RequestFlow:
     def _take_prefill(self, run: AttemptRun, event: worker_pb2.PrefillEvent) -> None:
         match event.WhichOneof("event"):
             case "started":
-                self._prompt_started(run, event.started.cached_tokens)
+                self._prompt_started(run, event.started)
             case "prompt_logprobs":
-                self._take_prompt_logprobs(event.prompt_logprobs)
+                self._respond(self._prompt_told.take(event.prompt_logprobs))
             case "first_token":
                 first = event.first_token
                 logprobs = [first.logprobs] if first.HasField("logprobs") else []
@@ -284,12 +345,12 @@ class RequestFlow:
                     self._prompt_read(run)
                 self._take_tokens(run, event.tokens)
             case "started" if not run.split:
-                self._prompt_started(run, event.started.cached_tokens)
+                self._prompt_started(run, event.started)
             case "prompt_logprobs":
-                self._take_prompt_logprobs(event.prompt_logprobs)
+                self._respond(self._prompt_told.take(event.prompt_logprobs))
             case "handoff":
                 report = report_from_proto(event.handoff)
-                run.record.handoff = report
+                run.record.handoff, run.record.link = report, run.link(report.transport)
                 for choice in run.choices:
                     choice.timeline.transferred(report.transfer_s)
             case _:  # the end of the stream follows `finished` and says the rest
@@ -300,59 +361,25 @@ class RequestFlow:
             run.choice(tokens.choice).handed_over = True
 
     def _accept(self, run: AttemptRun, tokens: worker_pb2.Tokens) -> list[int]:
-        if self._prompt_to_tell:
+        if not self._prompt_told.complete:
             message = "a token came before the prompt's logprobs"
             raise LegFailed(message)
         logprobs = logprobs_from_proto(tokens.logprobs, "logprobs") if tokens.logprobs else ()
         return run.choice(tokens.choice).log.accept(run.attempt, tokens.offset, tokens.token_ids, logprobs)
 
-    @property
-    def _prompt_to_tell(self) -> bool:
-        return self._prompt_told < len(self._prepared.prompt_token_ids)
+    def _respond(self, chunk: generation_pb2.GenerateStreamChunk | None) -> None:
+        if chunk is not None:
+            self._responses.append(generation_pb2.GenerateResponse(chunk=chunk))
 
-    def _take_prompt_logprobs(self, piece: worker_pb2.PromptLogprobs) -> None:
-        """Tell the client what it does not have yet. An attempt that follows another one begins anew."""
-        if not self._prompt_to_tell:
-            return
-        position = max(1, self._prompt_told)
-        behind = position - piece.position
-        if behind < 0:
-            message = f"logprobs of {-behind} tokens of the prompt were left out"
-            raise LegFailed(message)
-        told = logprobs_from_proto(piece.tokens[behind:], "prompt_logprobs")
-        expected = self._prepared.prompt_token_ids[position : position + len(told)]
-        if tuple(token.token_id for token in told) != expected:
-            message = "the prompt's logprobs are of other tokens"
-            raise LegFailed(message)
-        if told:
-            self._tell_prompt(input_logprobs(position, told, None if self._prompt_told else self._first_prompt_token))
-
-    @property
-    def _first_prompt_token(self) -> int:
-        return self._prepared.prompt_token_ids[0]
-
-    def _tell_prompt(self, logprobs: generation_pb2.InputLogProbs) -> None:
-        self._prompt_told = logprobs.token_index + len(logprobs.token_ids)
-        chunk = generation_pb2.GenerateStreamChunk(input_logprobs=logprobs)
-        self._responses.append(generation_pb2.GenerateResponse(chunk=chunk))
-
-    def _prompt_started(self, run: AttemptRun, cached_tokens: int) -> None:
+    def _prompt_started(self, run: AttemptRun, started: worker_pb2.PrefillStarted | worker_pb2.DecodeStarted) -> None:
+        if started.HasField("fetch"):
+            run.record.fetch = fetch_from_proto(started.fetch)
+            self._parts.placer.note_fetch(run.record.fetch)
         for choice in run.choices:
             choice.timeline.prefill_started()
         if self._cached_tokens is None:
-            self._cached_tokens = min(cached_tokens, len(self._prepared.prompt_token_ids))
+            self._cached_tokens = min(started.cached_tokens, len(self._prepared.prompt_token_ids))
 
     def _prompt_read(self, run: AttemptRun) -> None:
         run.prompt_read = True
         self._parts.placer.prompt_read(run.placed, self._key(run))
-
-
-def _patience_s(run: AttemptRun) -> float:
-    by_count = run.complete and all(choice.stop_string is None for choice in run.choices)
-    writer_knows = by_count and (not run.split or all(choice.handed_over for choice in run.choices))
-    return LEG_END_S if writer_knows else 0.0
-
-
-def _about_request(error: BatonError) -> bool:
-    """Say whether no worker could serve the request. A worker may only still hold an earlier request of the same id."""
-    return isinstance(error, RequestError) and not isinstance(error, DuplicateRequest)

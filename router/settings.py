@@ -22,6 +22,7 @@ _AT_LEAST = {
     "harm_weight": 0,
     "expected_streams": 0,
     "stream_share": 0,
+    "fetch_patience_s": 0,
     "prior_prefill_s_per_token": 0,
     "prior_decode_step_s": 0,
     "prior_transfer_fixed_s": 0,
@@ -67,6 +68,9 @@ class RouterSettings:
     """Streams assumed to run on a decode worker beside the ones that do, when a prefill there is weighed."""
     stream_share: float = 0.02
     """The part of a decode step that one more stream adds to it."""
+    fetch_patience_s: float = 0.5
+    """How long a worker may try to fetch a prefix from another one's cache: so long, or as long as computing the same
+    is predicted to take, whichever is more."""
     prior_prefill_s_per_token: float = 0.0005
     prior_decode_step_s: float = 0.02
     prior_transfer_bytes_per_s: float = 1e9

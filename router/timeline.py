@@ -4,7 +4,7 @@ Times are those of the router's clock; the span of a transfer ends when its repo
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster_rpc.v1 import generation_pb2
 
@@ -71,6 +71,14 @@ class Timeline:
     def begin_attempt(self) -> AttemptTimes:
         """Start the next attempt. The first one's queue began with the request."""
         times = AttemptTimes(begun_s=self.now_s() if self.attempts else 0.0)
+        self.attempts.append(times)
+        return times
+
+    def continue_attempt(self) -> AttemptTimes:
+        """Go on with an attempt whose decode leg was replaced: what its prefill leg has done stays done."""
+        before = self.attempts[-1]
+        before.ended_s = self.now_s()
+        times = replace(before, transfer_started_s=None, transfer_ended_s=None, ended_s=None)
         self.attempts.append(times)
         return times
 

@@ -107,6 +107,14 @@ def checked_priority(priority: int, limits: InputLimits) -> int:
     return priority
 
 
+def checked_recovery(recovery: int) -> bool:
+    """Return whether the request goes on elsewhere when a worker fails it."""
+    known = pb.Recovery.values()
+    reason = f"is {recovery}: must be RECOVERY_RECOVER ({pb.RECOVERY_RECOVER}) or RECOVERY_FAIL ({pb.RECOVERY_FAIL})"
+    require(recovery in known, "recovery", reason)
+    return recovery != pb.RECOVERY_FAIL
+
+
 def quoted(text: str) -> str:
     """Return a client's text as it may stand in an answer and in a log: short, and without control characters."""
     return repr(clip(re.sub(r"[\x00-\x1f\x7f]", "?", text[:64])))

@@ -22,6 +22,7 @@ from router.admission import Admission
 from router.cluster_service import ClusterService, Overview, PoolController
 from router.generation_service import GenerationService, Serving
 from router.ledger import Ledger
+from router.link_survey import LinkSurvey
 from router.live_requests import LiveRequests
 from router.membership import Expected, Membership
 from router.model_texts import load_model_texts
@@ -97,6 +98,7 @@ class Router:
         self._server = RpcServer(PUBLIC)
         self._server.add(GENERATION, generation)
         self._server.add(CLUSTER, cluster)
+        self._survey = LinkSurvey(core.membership, time.monotonic)
 
     @property
     def membership(self) -> Membership:
@@ -107,7 +109,12 @@ class Router:
         """Follow the directory and serve; return the address. Raises `PartUnavailable` when the port is taken."""
         address = await self._server.start(self._core.settings.host, self._core.settings.port)
         await self._follower.start()
+        self._survey.start()
         return address
+
+    async def wait_until_warm(self, timeout_s: float) -> bool:
+        """Wait until the ways between the workers that are there were measured, and are warm by that."""
+        return await self._survey.wait_until_measured(timeout_s)
 
     async def close(self) -> None:
         """Refuse new requests, let live ones end within ``drain_timeout_s``, end the rest, and give all back."""
@@ -118,6 +125,7 @@ class Router:
                 await self._core.live.wait_until_none()
         self._core.live.end_all(NoWorker("the router is stopping", CLOSE_GRACE_S))
         await self._server.close(CLOSE_GRACE_S)
+        await self._survey.close()
         await self._follower.close()
         await self._core.membership.close()
         await self._core.channels.close()

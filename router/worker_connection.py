@@ -4,7 +4,7 @@ from typing import Any
 
 from cluster_core.workers import WorkerRecord
 from cluster_rpc.channels import ChannelPool
-from cluster_rpc.v1 import worker_pb2_grpc
+from cluster_rpc.v1 import link_pb2_grpc, worker_pb2_grpc
 
 
 class WorkerConnection:
@@ -16,6 +16,8 @@ class WorkerConnection:
         worker: Any = worker_pb2_grpc.WorkerServiceStub(channel)  # type: ignore[no-untyped-call]  # generated code
         prefill: Any = worker_pb2_grpc.PrefillServiceStub(channel)  # type: ignore[no-untyped-call]  # generated code
         decode: Any = worker_pb2_grpc.DecodeServiceStub(channel)  # type: ignore[no-untyped-call]  # generated code
+        link: Any = link_pb2_grpc.LinkServiceStub(channel)  # type: ignore[no-untyped-call]  # generated code
+        self.calibrate = link.CalibrateLink
         self.watch = worker.Watch
         self.drain = worker.DrainWorker
         self.prefill = prefill.Prefill

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster_core.errors import TransferFailed, WorkerLost
+from kv_transfer.lots import Landed, Lot, receive_each, send_each
 from simulation.network import Network
 from simulation.virtual_loop import Host
 
@@ -26,7 +27,8 @@ class _Receive:
     view: memoryview
     done: "Future[None]"
     peer: "SimulatedPeer"
-    landing: bool = False
+    block: tuple[int, int] | None = None
+    """The block's index and the tag of its lot; None: the bytes belong to no pool."""
 
 
 @dataclass(slots=True, eq=False)
@@ -90,9 +92,9 @@ class SimulatedTransport:
     name = "simulated"
 
     def __init__(
-        self, network: Network, host: Host, address: bytes, faults: BlockFaults, may_land: Callable[[int], bool]
+        self, network: Network, host: Host, address: bytes, faults: BlockFaults, may_land: Callable[[int, int], bool]
     ) -> None:
-        """``may_land`` says of a tag whether a block is kept for its bytes."""
+        """``may_land`` says of a block's index and a lot's tag whether the block is kept for the lot's bytes."""
         self._may_land = may_land
         self.network = network
         self.host = host
@@ -205,7 +207,8 @@ class SimulatedTransport:
                 content = content[8:] + content[:8]
             case _:
                 pass
-        assert self._may_land(move.tag), f"bytes of {move.sender.host.name} land in a block that no writer holds"
+        free = receive.block is not None and not self._may_land(*receive.block)
+        assert not free, f"bytes of {move.sender.host.name} land in a block that no writer holds"
         receive.view[begin : begin + len(content)] = content
 
     def _landed(self, move: _Move, receive: _Receive) -> None:
@@ -230,9 +233,25 @@ class SimulatedPeer:
 
     def receive(self, buffer: Any, tag: int) -> "Future[None]":
         """Post a receive."""
+        return self._receive(buffer, tag, None)
+
+    def _receive(self, buffer: Any, tag: int, block: tuple[int, int] | None) -> "Future[None]":
         done: Future[None] = asyncio.get_running_loop().create_future()
-        self._transport.post(tag, _Receive(memoryview(buffer).cast("B"), done, self))
+        self._transport.post(tag, _Receive(memoryview(buffer).cast("B"), done, self, block))
         return done
+
+    def send_lot(self, lot: Lot) -> "Future[None]":
+        """Post sends."""
+        return send_each(self.send, lot)
+
+    def receive_lot(self, lot: Lot, landed: Landed) -> "Future[None]":
+        """Post receives."""
+        blocks = {lot.tag + number: index for number, index in zip(lot.numbers, lot.indices, strict=True)}
+
+        def receive(buffer: Any, tag: int) -> "Future[None]":
+            return self._receive(buffer, tag, (blocks[tag], lot.tag))
+
+        return receive_each(receive, self.abort, lot, landed)
 
     def abort(self) -> None:
         """Cancel this peer's receives."""

@@ -80,7 +80,9 @@ class Call:
         if self._status is not None or self._half_closed:
             detail = "RPC already finished."
             raise asyncio.InvalidStateError(detail)
-        await self.requests.write(self.method.serialize(message))
+        if self.requests.full:
+            await self.requests.room()
+        self.requests.send(self.method.serialize(message))
         if self._status is not None:
             self._outcome()
 

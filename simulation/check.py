@@ -1,142 +1,163 @@
-"""`baton check`: runs the simulation over many seeds. Exit code 0 when every invariant held, 1 when one did not."""
+"""`baton check`: many seeds of the simulation, and on demand a campaign of corrupted blocks.
+
+Exit code 0 when every invariant held, 1 when one did not.
+"""
 
 import argparse
-import gc
 import json
+import os
+import platform
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from itertools import count
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from simulation.run import Outcome, run_scenario
+from simulation.corruptions import Campaign, run_campaign
+from simulation.run import run_scenario
 from simulation.scenario import draw_scenario
+from simulation.seeds import BATCH, Totals, keep_what_is_loaded, run_until
 from simulation.shrink import shrink
 
-COLLECT_EVERY = 50
-"""Seeds between two collections of garbage: none happens within a run."""
 SHOWN_FAILURES = 3
-REPEAT_EVERY = 100
-"""Every such seed runs twice, and both histories must be the same."""
 SHOWN_LINES = 200
 
 
-@dataclass(slots=True)
-class Totals:
-    """What the runs so far amount to."""
-
-    seeds: int = 0
-    failed: int = 0
-    requests: int = 0
-    succeeded: int = 0
-    disturbed_blocks: int = 0
-    virtual_s: float = 0.0
-    repeated: int = 0
-
-    def add(self, outcome: Outcome) -> None:
-        """Count a run."""
-        self.seeds += 1
-        self.failed += bool(outcome.violations)
-        self.requests += outcome.requests
-        self.succeeded += outcome.succeeded
-        self.disturbed_blocks += outcome.disturbed_blocks
-        self.virtual_s += outcome.virtual_s
-
-
 def main(arguments: list[str] | None = None) -> int:
-    """Run the seeds that the command line names."""
+    """Do what the command line says."""
     options = _options(arguments)
     facts, console = Console(quiet=options.json, highlight=False), Console(stderr=True, highlight=False)
-    totals, began = Totals(), time.monotonic()
-    gc.collect()
-    gc.freeze()
-    with _progress(console, silent=options.json) as progress:
-        bar = progress.add_task("seeds", total=options.seeds)
-        for seed in range(options.first, options.first + options.seeds):
-            outcome = _checked(seed, totals)
-            totals.add(outcome)
-            if outcome.violations and totals.failed <= SHOWN_FAILURES:
-                _show(outcome, facts, as_json=options.json)
-            if totals.seeds % COLLECT_EVERY == 0:
-                gc.collect()
-            progress.update(bar, advance=1, description="seeds" if not totals.failed else f"{totals.failed} failed")
-    _report(totals, time.monotonic() - began, facts, as_json=options.json)
-    return 1 if totals.failed else 0
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    keep_what_is_loaded()
+    found: dict[str, Any] = {"machine": _machine()}
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        if options.corruptions or options.blocks:
+            found["campaign"] = _corrupt(options, bars, facts)
+        if options.seeds or options.requests:
+            found |= _simulate(options, bars, facts)
+    if options.json:
+        sys.stdout.write(json.dumps(found, indent=1) + "\n")
+    return 1 if found.get("failed") or found.get("campaign", {}).get("wrong") else 0
+
+
+def _machine() -> dict[str, Any]:
+    today = datetime.now(tz=UTC).date().isoformat()
+    return {"cores": os.cpu_count(), "python": platform.python_version(), "system": platform.system(), "date": today}
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="baton check", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=1000, help="how many (default 1000)")
-    parser.add_argument("--first", type=int, default=0, help="the first of them (default 0)")
-    parser.add_argument("--json", action="store_true", help="facts as JSON on standard output, and no progress")
-    return parser.parse_args(arguments)
+    parser.add_argument("--seeds", type=int, help="how many (default 1000, unless something else is asked for)")
+    parser.add_argument("--requests", type=int, help="run as many seeds as it takes to simulate so many requests")
+    parser.add_argument("--first", type=int, default=0, help="the first seed (default 0)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
+    parser.add_argument("--corruptions", type=int, default=0, help="move so many blocks that something corrupts")
+    parser.add_argument("--blocks", type=int, default=0, help="move so many blocks that nothing corrupts")
+    parser.add_argument("--json", action="store_true", help="facts as JSON on standard output")
+    options = parser.parse_args(arguments)
+    if options.seeds is None and not (options.requests or options.corruptions or options.blocks):
+        options.seeds = 1000
+    return options
 
 
-def _progress(console: Console, *, silent: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, disable=silent or not console.is_terminal)
+def _simulate(options: argparse.Namespace, bars: Progress, facts: Console) -> dict[str, Any]:
+    """Run seeds until there are enough; shows those that failed, shrunk."""
+    totals, began = Totals(), time.monotonic()
+    bar = bars.add_task("requests" if options.requests else "seeds", total=options.requests or options.seeds)
+    batches = _batches(options.first, options.seeds)
+    jobs = max(1, min(options.jobs, -(-(options.seeds or options.requests) // BATCH)))
+
+    def enough(so_far: Totals) -> bool:
+        return bool(options.requests) and so_far.requests >= options.requests
+
+    for some in run_until(enough, batches, jobs):
+        totals.add(some)
+        failed = f"{len(totals.failures)} failed" if totals.failures else None
+        bars.update(bar, advance=some.requests if options.requests else some.seeds, description=failed)
+    took_s = time.monotonic() - began
+    shown = [_show(seed, violation, facts) for seed, violation in sorted(totals.failures)[:SHOWN_FAILURES]]
+    summary = {
+        "seeds": totals.seeds,
+        "first": options.first,
+        "failed": len(totals.failures),
+        "failed_seeds": sorted(seed for seed, _ in totals.failures),
+        "requests": totals.requests,
+        "succeeded": totals.succeeded,
+        "disturbed_blocks": totals.disturbed_blocks,
+        "fetched_blocks": totals.fetched_blocks,
+        "repeated": totals.repeated,
+        "virtual_s": round(totals.virtual_s, 1),
+        "took_s": round(took_s, 2),
+        "jobs": jobs,
+        "seeds_per_s": round(totals.seeds / took_s, 1) if took_s else 0.0,
+        "requests_per_s": round(totals.requests / took_s, 1) if took_s else 0.0,
+    }
+    _tell(summary, facts)
+    return {**summary, "shown": shown}
 
 
-def _checked(seed: int, totals: Totals) -> Outcome:
-    """Run a seed; now and then twice, to see that it is one history."""
-    outcome = run_scenario(draw_scenario(seed))
-    if seed % REPEAT_EVERY or outcome.violations:
-        return outcome
-    totals.repeated += 1
-    again = run_scenario(draw_scenario(seed))
-    if again.history.fingerprint() == outcome.history.fingerprint():
-        return outcome
-    return outcome.with_violation("the same seed gave another history")
+def _batches(first: int, seeds: int | None) -> Iterator[tuple[int, int]]:
+    """Yield the batches of ``seeds`` seeds; None: without end."""
+    for begin in count(first, BATCH) if seeds is None else range(first, first + seeds, BATCH):
+        yield begin, BATCH if seeds is None else min(BATCH, first + seeds - begin)
 
 
-def _show(outcome: Outcome, facts: Console, *, as_json: bool) -> None:
-    """Print a failing seed, shrunk."""
-    small = shrink(outcome)
+def _show(seed: int, violation: str, facts: Console) -> dict[str, Any]:
+    """Run a failing seed again, make it small, and tell of it."""
+    small = shrink(run_scenario(draw_scenario(seed)))
     scenario = small.scenario
-    lines = small.history.lines()
-    if as_json:
-        found = {
-            "seed": scenario.seed,
-            "violations": outcome.violations,
-            "shrunk_violations": small.violations,
-            "faults": [fault.describe() for fault in scenario.faults],
-            "requests": len(scenario.requests),
-            "history": lines[-SHOWN_LINES:],
-        }
-        sys.stdout.write(json.dumps(found) + "\n")
-        return
-    facts.print(f"[red]seed {scenario.seed}[/red]: {outcome.violations[0]}", soft_wrap=True)
+    lines = small.history.lines()[-SHOWN_LINES:]
+    told = [fault.describe() for fault in scenario.faults]
+    facts.print(f"[red]seed {seed}[/red]: {violation}", soft_wrap=True)
     facts.print(f"  shrunk to {len(scenario.faults)} faults and {len(scenario.requests)} requests:", soft_wrap=True)
-    for fault in scenario.faults:
-        facts.print(f"    {fault.describe()}", markup=False, soft_wrap=True)
-    for line in lines[-SHOWN_LINES:]:
+    for line in [*(f"  {each}" for each in told), *lines]:
         facts.print(f"  {line}", markup=False, soft_wrap=True)
+    return {
+        "seed": seed,
+        "violation": violation,
+        "shrunk_violations": small.violations,
+        "faults": told,
+        "requests": len(scenario.requests),
+        "history": lines,
+    }
 
 
-def _report(totals: Totals, took_s: float, facts: Console, *, as_json: bool) -> None:
-    rate = totals.seeds / took_s if took_s else 0.0
-    if as_json:
-        summary = {
-            "seeds": totals.seeds,
-            "failed": totals.failed,
-            "requests": totals.requests,
-            "succeeded": totals.succeeded,
-            "disturbed_blocks": totals.disturbed_blocks,
-            "repeated": totals.repeated,
-            "virtual_s": round(totals.virtual_s, 1),
-            "took_s": round(took_s, 2),
-            "seeds_per_s": round(rate, 1),
-        }
-        sys.stdout.write(json.dumps(summary) + "\n")
-        return
-    verdict = f"[red]{totals.failed} failed[/red]" if totals.failed else "[green]every invariant held[/green]"
+def _tell(summary: dict[str, Any], facts: Console) -> None:
+    failed = summary["failed"]
+    verdict = f"[red]{failed} failed[/red]" if failed else "[green]every invariant held[/green]"
+    did = f"{summary['requests']} requests, {summary['succeeded']} answered in full"
+    moved = f"{summary['disturbed_blocks']} blocks disturbed, {summary['fetched_blocks']} fetched"
+    rate = f"{summary['seeds_per_s']:.0f} seeds and {summary['requests_per_s']:.0f} requests a second"
+    took = f"{summary['virtual_s']:.0f} simulated seconds in {summary['took_s']:.1f} s"
+    on = "one core" if summary["jobs"] == 1 else f"{summary['jobs']} cores"
     facts.print(
-        f"{totals.seeds} seeds: {verdict}. {totals.requests} requests, {totals.succeeded} answered in full, "
-        f"{totals.disturbed_blocks} blocks disturbed, {totals.virtual_s:.0f} simulated seconds in {took_s:.1f} s "
-        f"({rate:.0f} seeds a second).",
+        f"{summary['seeds']} seeds: {verdict}. {did}, {moved}, {took} ({rate} on {on}).",
         soft_wrap=True,
     )
+
+
+def _corrupt(options: argparse.Namespace, bars: Progress, facts: Console) -> dict[str, Any]:
+    """Run the campaign."""
+    began = time.monotonic()
+    bar = bars.add_task("corruptions", total=options.corruptions + options.blocks)
+    campaign: Campaign = run_campaign(
+        seed=options.first,
+        corruptions=options.corruptions,
+        blocks=options.blocks,
+        on_progress=lambda moved: bars.update(bar, completed=moved),
+    )
+    for wrong in campaign.wrong[:SHOWN_FAILURES]:
+        facts.print(f"[red]{wrong}[/red]", soft_wrap=True)
+    facts.print(
+        f"{campaign.injected} corruptions, {campaign.caught} caught; {campaign.clean_blocks} blocks without any, "
+        f"{campaign.false_alarms} refused; {time.monotonic() - began:.1f} s.",
+        soft_wrap=True,
+    )
+    return {**campaign.facts(), "took_s": round(time.monotonic() - began, 2)}
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from simulation.calls import Channel
 from simulation.hash_engine import answer
 from simulation.history import History
 from simulation.network import Network
-from simulation.router_life import ADDRESS
+from simulation.router_life import router_address
 from simulation.scenario import RequestPlan
 from simulation.virtual_loop import Host
 
@@ -59,7 +59,7 @@ class Client:
     async def run(self) -> None:
         """Send the request, and again while no router answers; read what comes. Raises `Violation`."""
         plan, loop = self.plan, self._network.loop
-        channel = Channel(self._network, self._host, ADDRESS)
+        channel = Channel(self._network, self._host, router_address(plan.router))
         stub: Any = generation_pb2_grpc.GenerationServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
         self._history.note(loop.now, "request", plan.name, f"{len(plan.prompt)}+{plan.max_tokens}")
         if plan.leaves_after_s is not None:
@@ -87,7 +87,7 @@ class Client:
                 if plan.pause_s:
                     await asyncio.sleep(plan.pause_s)
         except grpc.aio.AioRpcError as error:
-            self.error = from_rpc_error(error, ADDRESS)
+            self.error = from_rpc_error(error, router_address(plan.router))
         except asyncio.CancelledError:
             if not self.left:
                 raise

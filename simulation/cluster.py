@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 from block_directory.settings import DirectorySettings
 from cluster_core.identity import Incarnation, RequestId
@@ -56,11 +57,13 @@ class Cluster:
         self.network = Network(self.loop, self.randomness("network"), history, JITTER_S)
         self.directory = DirectoryServer(self.network, DIRECTORY, self.randomness("directory"))
         self.block_faults = BlockFaults(self.randomness("blocks"))
+        self.fetched = [0]
+        """How many blocks workers have fetched from one another's caches."""
         self.clients: list[Client] = []
         self.workers: dict[str, WorkerLife] = {}
         self.retired: list[WorkerLife] = []
         """Lives that have ended: kept, so that nothing of them is collected in the middle of a run."""
-        self.router: RouterLife
+        self.routers: dict[str, RouterLife] = {}
         self.harm = 0
         """Faults so far that may have cost a request an attempt."""
         self.harm_over = 0
@@ -86,13 +89,11 @@ class Cluster:
                 stream_tokens=scenario.stream_tokens,
                 slow_reader_s=3.0,
             ),
-            transfer=TransferSettings(
-                **{name: getattr(TRANSFER, name) for name in TRANSFER.__slots__ if name != "blocks_in_flight"},
-                blocks_in_flight=scenario.blocks_in_flight,
-            ),
+            transfer=replace(TRANSFER, blocks_in_flight=scenario.blocks_in_flight),
             directory_settings=DIRECTORY,
             tenants=self._tenants,
-            seed=scenario.seed,
+            randomness=self.randomness("workers"),
+            fetched=self.fetched,
         )
         self._router_settings = RouterSettings(
             watch_period_s=0.4,
@@ -114,10 +115,12 @@ class Cluster:
             return
         self.violations.append(violation)
         self.history.note(self.loop.now, "VIOLATION", violation)
+        self.loop.stop()
 
     def start(self) -> None:
-        """Start the router, the workers and the clients' clocks."""
-        self.start_router()
+        """Start the routers, the workers and the clients' clocks."""
+        for name in self.scenario.routers:
+            self.start_router(name)
         for name in self._plans:
             self.start_worker(name)
         for plan in self.scenario.requests:
@@ -166,29 +169,30 @@ class Cluster:
             self.retired.append(life)
             self.loop.on_host(life.host, 0.0, self._begin_closing, life)
 
-    def crash_router(self) -> None:
-        """Let the router die; another one starts after `RESTART_S`."""
-        self._die(self.router.host, silently=False)
-        self.loop.on_host(self.loop.world, RESTART_S, self.start_router)
+    def crash_router(self, name: str) -> None:
+        """Let a router die; its next life starts after `RESTART_S`."""
+        self._die(self.routers[name].host, silently=False)
+        self.loop.on_host(self.loop.world, RESTART_S, self.start_router, name)
 
-    def start_router(self) -> None:
-        """Begin a new life of the router."""
-        host = self._host("router")
+    def start_router(self, name: str) -> None:
+        """Begin a new life of a router."""
+        host = self._host(name)
         self._lives += 1
         randomness = self.randomness(f"router {self._lives}")
-        self.router = RouterLife(self.network, host, self._router_settings, self._around.layout)
-        self.loop.on_host(host, 0.0, self.router.start, self.directory, DIRECTORY, randomness)
+        life = self.routers[name] = RouterLife(self.network, host, self._router_settings, self._around.layout)
+        self.loop.on_host(host, 0.0, life.start, self.directory, DIRECTORY, randomness)
 
     def host_named(self, name: str) -> Host | None:
         """Return the host on which something runs now."""
-        if name == "router":
-            return self.router.host
+        if name in self.routers:
+            return self.routers[name].host
         life = self.workers.get(name)
         return None if life is None else life.host
 
-    def run(self, until_s: float, done: Callable[[], bool] = lambda: False) -> None:
+    def run(self, until_s: float, done: Callable[[], bool] | None = None) -> None:
         """Let time pass, until something is reported at the latest."""
-        self.loop.run(until_s, lambda: bool(self.violations) or done())
+        if not self.violations:
+            self.loop.run(until_s, done)
 
     def close(self) -> None:
         """Take everything down. Nothing that is said meanwhile counts."""

@@ -98,7 +98,9 @@ class DirectoryClient:
         lost = server.random() if server.losses else 1.0
         if self._out_of_reach() or lost < server.losses / 2:
             await self._fail()
-        await asyncio.sleep(network.delay_s(self._host, server.host))
+        there: asyncio.Future[None] = network.loop.create_future()
+        network.loop.call_later(network.delay_s(self._host, server.host), _arrive, there)
+        await there
         result = await call()
         if lost < server.losses or self._out_of_reach():
             await self._fail()
@@ -112,3 +114,8 @@ class DirectoryClient:
         await asyncio.sleep(self._server.call_timeout_s)
         message = "the directory's server does not answer"
         raise PartUnavailable(message)
+
+
+def _arrive(there: "asyncio.Future[None]") -> None:
+    if not there.done():
+        there.set_result(None)

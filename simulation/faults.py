@@ -34,7 +34,8 @@ class FaultPlan:
             life.slowness = 1.0
             life.engine.failures = 0
             cluster.loop.resume(life.host)
-        cluster.loop.resume(cluster.router.host)
+        for router in cluster.routers.values():
+            cluster.loop.resume(router.host)
         cluster.history.note(cluster.loop.now, "healed")
 
     def _begin(self, fault: Fault) -> None:
@@ -55,7 +56,7 @@ class FaultPlan:
             case FaultKind.DIRECTORY:
                 self._disturb_directory(fault)
             case FaultKind.ROUTER_CRASH:
-                cluster.crash_router()
+                cluster.crash_router(fault.target)
             case FaultKind.PAUSE:
                 self._pause(fault)
             case _:
@@ -115,6 +116,8 @@ class FaultPlan:
                 self._later(fault, setattr, directory, "away", False)  # noqa: FBT003  # setattr's value
             case "wiped":
                 directory.wipe()
+            case "restored":
+                self._later(fault, directory.memory.go_back_to, directory.memory.saved())
             case _:
                 directory.losses = fault.value
                 self._later(fault, setattr, directory, "losses", 0.0)

@@ -6,10 +6,11 @@ there changes the answer from there on. Memory that a block is allocated in is n
 """
 
 import asyncio
-import hashlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from typing import Any
+
+from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
 from cluster_core.layout import KvLayout, ModelIdentity
 from cluster_core.sampling import Grammar, Sampling, choice_seed
@@ -18,9 +19,9 @@ from inference_engine.step import SequenceSlice, SliceResult, StepPlan, StepResu
 KV_BYTES = 8
 VOCABULARY = 61
 BLOCK_TOKENS = 4
+_TOKENS = tuple(b"%d" % token_id for token_id in range(VOCABULARY))
+_NOTHING_DRAWN = SliceResult()
 MODEL = ModelIdentity(name="hash", fingerprint="0" * 32, vocab_size=VOCABULARY, max_context_tokens=256)
-
-_blake2b = hashlib.blake2b
 
 
 def layout(window_tokens: int) -> KvLayout:
@@ -42,6 +43,8 @@ class BlockBytes:
         self.block_bytes = BLOCK_TOKENS * KV_BYTES
         self.content = bytearray(total_blocks * self.block_bytes)
         self._whole = memoryview(self.content)
+        self.rows = [self.buffer(index) for index in range(total_blocks)]
+        """See `BlockMemory.rows`."""
         self._scrambles = 0
 
     def buffer(self, index: int) -> memoryview:
@@ -61,7 +64,9 @@ class BlockBytes:
     def scramble(self, index: int) -> None:
         """Fill a block with noise that it never held before."""
         self._scrambles += 1
-        self.buffer(index)[:] = _blake2b(b"%d %d" % (index, self._scrambles), digest_size=self.block_bytes).digest()
+        start = index * self.block_bytes
+        noise = xxh3_64_digest(b"noise %d" % self._scrambles)
+        self.content[start : start + self.block_bytes] = noise * BLOCK_TOKENS
 
 
 class HashEngine:
@@ -87,31 +92,40 @@ class HashEngine:
         position = part.start
         before = bytes(content[(at := _slot(table, position - 1)) : at + KV_BYTES]) if position else b"start"
         for token_id in part.token_ids:
-            before = _kv(before, token_id)
+            before = xxh3_64_digest(before + _TOKENS[token_id])
             at = _slot(table, position)
             content[at : at + KV_BYTES] = before
             position += 1
-        if part.draw is None:
-            return SliceResult()
+        draw = part.draw
+        if draw is None:
+            return _NOTHING_DRAWN
         first = max(0, position - max(2, self._window)) if self._window else 0
-        read = b"".join([content[(at := _slot(table, each)) : at + KV_BYTES] for each in range(first, position)])
-        forks = tuple([_draw(read, part.draw, seed, position) for seed in part.forks])
-        return SliceResult(token_ids=(_draw(read, part.draw, part.draw.seed, position),), fork_token_ids=forks)
+        read = self._read(table, first, position)
+        forks = tuple([_draw(read, draw, seed, position) for seed in part.forks]) if part.forks else ()
+        return SliceResult(token_ids=(_draw(read, draw, draw.seed, position),), fork_token_ids=forks)
+
+    def _read(self, table: Sequence[int], first: int, end: int) -> bytes:
+        """Return the KV of the positions from ``first`` to before ``end``, from their blocks."""
+        content, size = self.memory.content, self.memory.block_bytes
+        begin_block, skipped = divmod(first, BLOCK_TOKENS)
+        blocks = table[begin_block : (end + BLOCK_TOKENS - 1) // BLOCK_TOKENS]
+        read = b"".join([content[index * size : index * size + size] for index in blocks])
+        return read[skipped * KV_BYTES : (end - begin_block * BLOCK_TOKENS) * KV_BYTES]
 
 
 def answer(prompt: Sequence[int], sampling: Sampling, choice: int, window_tokens: int) -> list[int]:
     """Return what the model writes after ``prompt`` when nothing goes wrong: the oracle."""
-    tokens, kv = list(prompt), [b"start"]
+    tokens, last, kv = list(prompt), b"start", bytearray()
     seed = choice_seed(sampling.seed, choice)
     for token_id in tokens:
-        kv.append(_kv(kv[-1], token_id))
+        kv += (last := xxh3_64_digest(last + _TOKENS[token_id]))
     for _ in range(sampling.max_tokens):
         end = len(tokens)
         first = max(0, end - max(2, window_tokens)) if window_tokens else 0
-        tokens.append(_draw(b"".join(kv[first + 1 :]), sampling, seed, end))
+        tokens.append(_draw(kv[first * KV_BYTES :], sampling, seed, end))
         if tokens[-1] in sampling.stop_token_ids:
             break
-        kv.append(_kv(kv[-1], tokens[-1]))
+        kv += (last := xxh3_64_digest(last + _TOKENS[tokens[-1]]))
     return tokens[len(prompt) :]
 
 
@@ -129,18 +143,25 @@ class StepThread(Executor):
     def __init__(self, step_s: Callable[[], float]) -> None:
         self._step_s = step_s
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
-        """Run a step."""
-        future: Future[Any] = Future()
-        future.set_running_or_notify_cancel()
-        asyncio.get_running_loop().call_later(self._step_s(), _run, future, fn, args, kwargs)
-        return future
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Run a step. Returns a future of the running loop, which `asyncio.wrap_future` leaves as it is."""
+        step = _Step()
+        asyncio.get_running_loop().call_later(self._step_s(), _run, step, fn, args, kwargs)
+        return step
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Do nothing: there is no thread."""
 
 
-def _run(future: "Future[Any]", fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+class _Step(asyncio.Future[Any]):
+    """A step that computes."""
+
+    def cancel(self, msg: Any = None) -> bool:  # noqa: ARG002  # as asyncio calls it
+        """Do nothing: what a thread computes cannot be taken back."""
+        return False
+
+
+def _run(future: "asyncio.Future[Any]", fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     try:
         result = fn(*args, **kwargs)
     except Exception as error:  # noqa: BLE001  # as a thread's future does
@@ -150,13 +171,10 @@ def _run(future: "Future[Any]", fn: Callable[..., Any], args: tuple[Any, ...], k
 
 
 def _slot(block_table: Sequence[int], position: int) -> int:
-    return block_table[position // BLOCK_TOKENS] * BLOCK_TOKENS * KV_BYTES + position % BLOCK_TOKENS * KV_BYTES
+    return (block_table[position // BLOCK_TOKENS] * BLOCK_TOKENS + position % BLOCK_TOKENS) * KV_BYTES
 
 
-def _kv(before: bytes, token_id: int) -> bytes:
-    return _blake2b(b"%b%d" % (before, token_id), digest_size=KV_BYTES).digest()
-
-
-def _draw(read: bytes, sampling: Sampling, seed: int, position: int) -> int:
-    salt = b"%d/%d" % (seed, position) if sampling.temperature > 0 else b""
-    return int.from_bytes(_blake2b(read + salt, digest_size=8).digest(), "big") % VOCABULARY
+def _draw(read: bytes | bytearray, sampling: Sampling, seed: int, position: int) -> int:
+    salt = b"%d/%d" % (seed, position) if sampling.temperature > 0 else b"greedy"
+    number: int = xxh3_64_intdigest(read + salt)
+    return number % VOCABULARY

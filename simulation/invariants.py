@@ -8,6 +8,7 @@ from router.settings import RouterSettings
 from simulation.calls import Call
 from simulation.clients import Client
 from simulation.cluster import Cluster
+from simulation.router_life import RouterLife
 from simulation.scenario import HARMLESS, FaultKind
 from simulation.worker_life import WorkerLife
 
@@ -32,7 +33,9 @@ def left_at_rest(cluster: Cluster) -> list[str]:
             problems.append(f"{client.plan.name}: {problem}")
     for life in cluster.workers.values():
         problems += [f"{life.plan.name}: {problem}" for problem in _left_on(life)]
-    problems += [*_left_on_router(cluster), *_directory(cluster)]
+    for router in cluster.routers.values():
+        name = router.host.name
+        problems += [f"{name}: {problem}" for problem in (*_left_on_router(cluster, router), *_index(cluster, router))]
     for call in cluster.network.carried():
         if isinstance(call, Call) and call.method.path != "Watch":
             ends = " to ".join(host.name for host in call.ends)
@@ -41,8 +44,12 @@ def left_at_rest(cluster: Cluster) -> list[str]:
 
 
 def all_ready(cluster: Cluster) -> bool:
-    """Say whether the router knows every worker, and that it is ready."""
-    views = cluster.router.core.membership.ready_views()
+    """Say whether the routers know every worker, and that it is ready."""
+    return all(_knows_all(cluster, router) for router in cluster.routers.values())
+
+
+def _knows_all(cluster: Cluster, router: RouterLife) -> bool:
+    views = router.core.membership.ready_views()
     known = {(str(view.record.worker_id), view.record.incarnation) for view in views}
     lives = {(name, life.incarnation) for name, life in cluster.workers.items()}
     return known == lives and len(lives) == len(cluster.scenario.workers)
@@ -83,34 +90,34 @@ def _left_on(life: WorkerLife) -> Iterator[str]:
         yield f"it reports work: {load}"
     if load.orphaned_holds:
         yield f"{load.orphaned_holds} holds were orphaned"
-    if life.importer is not None and life.importer.quarantined:
+    if life.importer.quarantined:
         yield f"{life.importer.quarantined} blocks are in quarantine"
     for task in life.host.running_tasks():
         if not task.get_name().startswith(PERMANENT_TASKS):
             yield f"a task is left: {task.get_name()}"
 
 
-def _left_on_router(cluster: Cluster) -> Iterator[str]:
-    core = cluster.router.core
+def _left_on_router(cluster: Cluster, router: RouterLife) -> Iterator[str]:
+    core = router.core
     if len(core.live) or core.admission.live or core.admission.queued:
-        yield f"router: {len(core.live)} live, {core.admission.live} admitted, {core.admission.queued} queued"
+        yield f"{len(core.live)} live, {core.admission.live} admitted, {core.admission.queued} queued"
     if len(core.ledger):
-        yield f"router: its ledger has {len(core.ledger)} entries"
-    for task in cluster.router.host.running_tasks():
+        yield f"its ledger has {len(core.ledger)} entries"
+    for task in router.host.running_tasks():
         if not task.get_name().startswith(PERMANENT_TASKS):
-            yield f"router: a task is left: {task.get_name()}"
-    if not all_ready(cluster):
-        yield f"router: of {sorted(cluster.workers)} some are not ready"
+            yield f"a task is left: {task.get_name()}"
+    if not _knows_all(cluster, router):
+        yield f"of {sorted(cluster.workers)} some are not ready"
 
 
-def _directory(cluster: Cluster) -> Iterator[str]:
-    """Compare what the router believes of each cache with what is in it."""
-    index = cluster.router.index
+def _index(cluster: Cluster, router: RouterLife) -> Iterator[str]:
+    """Compare what a router believes of each cache with what is in it."""
+    index = router.index
     for life in cluster.workers.values():
         hashes = life.pool.cached_hashes()
         name = WorkerId(life.plan.name)
         if index.held_blocks(name) != len(hashes):
-            yield f"directory: {name} holds {len(hashes)} blocks, the router knows of {index.held_blocks(name)}"
+            yield f"{name} holds {len(hashes)} blocks, it knows of {index.held_blocks(name)}"
         missing = [each for each in hashes if index.longest_prefix([each]).get(name) != 1]
         if missing:
-            yield f"directory: the router lacks {len(missing)} blocks of {name}"
+            yield f"it lacks {len(missing)} blocks of {name}"

@@ -69,9 +69,9 @@ class Network:
 
     def delay_s(self, source: Host, target: Host) -> float:
         """Draw how long a message takes now."""
-        path = self._paths.get((source.name, target.name))
-        extra_s = path.extra_s if path is not None else 0.0
-        return BASE_DELAY_S + extra_s + self.jitter_s * self._random()
+        path = self._paths.get((source.name, target.name)) if self._paths else None
+        delay_s = BASE_DELAY_S + self.jitter_s * self._random()
+        return delay_s if path is None else delay_s + path.extra_s
 
     def deliver(
         self, source: Host, target: Host, earliest_s: float, callback: Callable[..., object], *args: Any
@@ -80,13 +80,17 @@ class Network:
 
         Returns the moment, by which the next message of the same stream may not come earlier.
         """
-        path = self._paths.get((source.name, target.name))
-        if path is not None and path.cut:
-            path.held.append((target, callback, args))
-            return earliest_s
-        now_s = self.loop.now
-        moment_s = max(earliest_s, now_s + self.delay_s(source, target))
-        self.loop.on_host(target, moment_s - now_s, callback, *args)
+        loop = self.loop
+        moment_s = loop.now + BASE_DELAY_S + self.jitter_s * self._random()
+        if self._paths:
+            path = self._paths.get((source.name, target.name))
+            if path is not None:
+                if path.cut:
+                    path.held.append((target, callback, args))
+                    return earliest_s
+                moment_s += path.extra_s
+        moment_s = max(moment_s, earliest_s)
+        loop.at(moment_s, target, callback, args)
         return moment_s
 
     def is_cut(self, source: Host, target: Host) -> bool:

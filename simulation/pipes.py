@@ -47,21 +47,27 @@ class Pipe:
             self._unread += 1
             self._last_s = self._network.deliver(self._source, self._target, self._last_s, self._arrive, item)
 
-    async def write(self, item: bytes) -> None:
-        """Put an item on its way as soon as there is room."""
-        while self._unread >= WINDOW_MESSAGES and not self.closed:
-            self._writer = asyncio.get_running_loop().create_future()
+    @property
+    def full(self) -> bool:
+        """Whether a writer must wait for `room`."""
+        return self._unread >= WINDOW_MESSAGES and not self.closed
+
+    async def room(self) -> None:
+        """Wait until it is no longer full."""
+        while self.full:
+            self._writer = self._network.loop.create_future()
             await self._writer
-        self.send(item)
 
     async def read(self) -> bytes | Status:
         """Wait for the next item."""
-        while not self._items:
-            self._reader = asyncio.get_running_loop().create_future()
+        items = self._items
+        while not items:
+            self._reader = self._network.loop.create_future()
             await self._reader
         self._unread -= 1
-        _wake(self._writer)
-        return self._items.popleft()
+        if self._writer is not None:
+            _wake(self._writer)
+        return items.popleft()
 
     def end(self, status: Status) -> None:
         """Let the reader see ``status`` next, whatever was on its way; nothing arrives any more."""
@@ -74,7 +80,9 @@ class Pipe:
     def _arrive(self, item: bytes | Status) -> None:
         if not self.closed:
             self._items.append(item)
-            _wake(self._reader)
+            reader = self._reader
+            if reader is not None and not reader.done():
+                reader.set_result(None)
 
 
 def _wake(waiter: "asyncio.Future[None] | None") -> None:

@@ -27,7 +27,14 @@ from simulation.network import Network
 from simulation.servers import Server
 from simulation.virtual_loop import Host
 
-ADDRESS = "router:1"
+FIRST = "router"
+
+
+def router_address(name: str) -> str:
+    """Return where the router of that name serves, in each of its lives."""
+    return f"{name}:1"
+
+
 _PREPARER = RequestPreparer(
     tokenizer=Tokenizer(tokenizers.Tokenizer(models.WordLevel({"w0": 0}, unk_token="w0"))),  # noqa: S106  # a word, no password
     model=MODEL,
@@ -63,7 +70,7 @@ class RouterLife:
             ChannelPool(open_at=lambda to, _: Channel(network, host, to)),  # type: ignore[arg-type, return-value]  # what its users know of one
         )
         self.follower: Follower
-        self._server = Server(network, host, ADDRESS)
+        self._server = Server(network, host, router_address(host.name))
         service = GenerationService(
             Serving(
                 preparer=_PREPARER,

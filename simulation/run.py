@@ -44,6 +44,7 @@ class Outcome:
     requests: int
     succeeded: int
     disturbed_blocks: int
+    fetched_blocks: int
     callbacks: int
     virtual_s: float
 
@@ -71,6 +72,7 @@ def run_scenario(scenario: Scenario) -> Outcome:
         requests=len(cluster.clients),
         succeeded=sum(client.succeeded for client in cluster.clients),
         disturbed_blocks=cluster.block_faults.injected,
+        fetched_blocks=cluster.fetched[0],
         callbacks=callbacks,
         virtual_s=virtual_s,
     )

@@ -32,7 +32,7 @@ class FaultKind(Enum):
     """An engine's step raises, once or twice in a row."""
     SLOW_STEPS = "slow-steps"
     DIRECTORY = "directory"
-    """Its server is away, starts again empty, or its answers are lost."""
+    """Its server is away, starts again empty or from an older snapshot of its data, or its answers are lost."""
     DRIFT = "drift"
     """Clocks run up to a tenth too fast or too slow, and start anywhere."""
     DRAIN = "drain"
@@ -45,6 +45,8 @@ HARMLESS = frozenset(
 """Faults that no request may fail of."""
 LIKELY = {FaultKind.BLOCKS: 0.5, FaultKind.ROUTER_CRASH: 0.1, FaultKind.DRAIN: 0.15}
 """How often a kind of fault is enabled, where that is not 0.3."""
+TWO_ROUTERS = 0.15
+"""How often there are two."""
 BLOCK_FAULTS = ("lost", "late", "torn", "doubled", "flipped", "short", "misplaced")
 LAST_REQUEST_BLOCKS = 8
 """What the longest prompt takes."""
@@ -97,6 +99,8 @@ class RequestPlan:
     """It does so by `Cancel`, and reads on."""
     pause_s: float
     """It waits so long before it reads each chunk."""
+    router: str = "router"
+    """Which router it asks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +109,8 @@ class Scenario:
 
     seed: int
     workers: tuple[WorkerPlan, ...]
+    routers: tuple[str, ...]
+    """Their names. Two know nothing of each other, and share the workers."""
     requests: tuple[RequestPlan, ...]
     faults: tuple[Fault, ...]
     placement: str
@@ -130,17 +136,19 @@ def draw_scenario(seed: int) -> Scenario:
     """Return the scenario of a seed."""
     draw = random.Random(f"scenario {seed}")  # noqa: S311  # a simulation, no secret
     window_tokens = 8 if draw.random() < 0.12 else 0
-    requests = _draw_requests(draw)
+    routers = ("router", "router-1") if draw.random() < TWO_ROUTERS else ("router",)
+    requests = _draw_requests(draw, routers)
     workers = _draw_workers(draw, Role.PREFILL, draw.choice((1, 1, 2)), LAST_REQUEST_BLOCKS)
     workers += _draw_workers(
         draw, Role.DECODE, draw.choice((1, 2, 2, 3)), max(LAST_REQUEST_BLOCKS, *map(_blocks_of, requests))
     )
-    names = [worker.name for worker in workers]
+    names = [[worker.name for worker in workers], list(routers)]
     kinds = [kind for kind in FaultKind if draw.random() < LIKELY.get(kind, 0.3)] if draw.random() < 0.9 else []
-    faults = [_draw_fault(draw, kind, names) for kind in kinds for _ in range(draw.randint(1, 2))]
+    faults = [_draw_fault(draw, kind, *names) for kind in kinds for _ in range(draw.randint(1, 2))]
     return Scenario(
         seed=seed,
         workers=tuple(workers),
+        routers=routers,
         requests=requests,
         faults=tuple(sorted(faults, key=lambda fault: fault.at_s)),
         placement=draw.choice(("split", "split", "split", "split", "auto", "auto", "local")),
@@ -165,7 +173,7 @@ def _blocks_of(request: RequestPlan) -> int:
     return layout(0).blocks_for_answers(len(request.prompt), request.max_tokens, request.choices)
 
 
-def _draw_requests(draw: random.Random) -> tuple[RequestPlan, ...]:
+def _draw_requests(draw: random.Random, routers: tuple[str, ...]) -> tuple[RequestPlan, ...]:
     prefixes = [tuple(draw.randrange(10, 61) for _ in range(draw.randint(4, 20))) for _ in range(2)]
     requests = []
     for number in range(draw.randint(1, 5)):
@@ -175,7 +183,7 @@ def _draw_requests(draw: random.Random) -> tuple[RequestPlan, ...]:
         requests.append(
             RequestPlan(
                 name=f"r{number}",
-                at_s=round(draw.uniform(0.0, 0.2), 4),
+                at_s=round(draw.uniform(0.0, 0.2) if draw.random() < 0.7 else draw.uniform(0.2, 0.5), 4),
                 prompt=prompt,
                 max_tokens=draw.randint(1, 10),
                 temperature=draw.choice((0.0, 1.0)),
@@ -187,15 +195,17 @@ def _draw_requests(draw: random.Random) -> tuple[RequestPlan, ...]:
                 leaves_after_s=round(draw.uniform(0.0, 0.3), 4) if 0.12 <= behaviour < 0.24 else None,
                 cancels_by_id=draw.random() < 0.5,
                 pause_s=draw.choice((0.0, 0.0, 0.0, 0.05)),
+                router=draw.choice(routers),
             )
         )
     return tuple(requests)
 
 
-def _draw_fault(draw: random.Random, kind: FaultKind, workers: list[str]) -> Fault:
+def _draw_fault(draw: random.Random, kind: FaultKind, workers: list[str], routers: list[str]) -> Fault:
     at_s, for_s = round(draw.uniform(0.0, 0.3), 4), round(draw.uniform(0.05, 0.5), 4)
-    fault = Fault(kind=kind, at_s=at_s, for_s=for_s, target=draw.choice(workers))
-    everybody = [*workers, "router"]
+    target = draw.choice(routers if kind is FaultKind.ROUTER_CRASH else workers)
+    fault = Fault(kind=kind, at_s=at_s, for_s=for_s, target=target)
+    everybody = [*workers, *routers]
     match kind:
         case FaultKind.CRASH:
             return replace(fault, variant=draw.choice(("", "silent")), value=float(draw.random() < 0.5))
@@ -218,8 +228,6 @@ def _draw_fault(draw: random.Random, kind: FaultKind, workers: list[str]) -> Fau
 def _draw_plain_fault(draw: random.Random, fault: Fault) -> Fault:
     """Complete a fault of one target, or of none."""
     match fault.kind:
-        case FaultKind.ROUTER_CRASH:
-            return replace(fault, target="router")
         case FaultKind.REORDER:
             return replace(fault, target="", value=draw.choice((0.005, 0.03)))
         case FaultKind.BLOCKS:
@@ -228,6 +236,8 @@ def _draw_plain_fault(draw: random.Random, fault: Fault) -> Fault:
         case FaultKind.STEP | FaultKind.SLOW_STEPS:
             return replace(fault, value=draw.choice((1.0, 2.0) if fault.kind is FaultKind.STEP else (3.0, 10.0)))
         case FaultKind.DIRECTORY:
-            return replace(fault, target="", variant=draw.choice(("away", "wiped", "losses")), value=0.5)
-        case _:
+            return replace(fault, target="", variant=draw.choice(("away", "wiped", "losses", "restored")), value=0.5)
+        case FaultKind.DRAIN:
             return replace(fault, for_s=1.0)
+        case _:
+            return fault

@@ -28,7 +28,10 @@ class CallContext:
 
     async def write(self, message: Any) -> None:
         """Stream one response."""
-        await self._call.responses.write(self._serialize(message))
+        responses = self._call.responses
+        if responses.full:
+            await responses.room()
+        responses.send(self._serialize(message))
 
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Any = ()) -> None:
         """End the call with a status."""

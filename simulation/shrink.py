@@ -40,6 +40,11 @@ def _smaller(scenario: Scenario) -> Iterator[Scenario]:
             faults = tuple(fault for fault in scenario.faults if not {fault.target, fault.peer} & named)
             workers = scenario.workers[:place] + scenario.workers[place + 1 :]
             yield replace(scenario, workers=workers, faults=faults)
+    if len(scenario.routers) > 1:
+        first, *others = scenario.routers
+        faults = tuple(fault for fault in scenario.faults if not {fault.target, fault.peer} & set(others))
+        requests = tuple(replace(request, router=first) for request in scenario.requests)
+        yield replace(scenario, routers=(first,), faults=faults, requests=requests)
     yield from _simpler_requests(scenario)
 
 

@@ -12,16 +12,20 @@ the collector of garbage.
 
 import asyncio
 import contextlib
-import heapq
 import itertools
+import math
 from asyncio import events
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context, ContextVar, copy_context
+from functools import partial
+from heapq import heappop, heappush
 from typing import Any, cast
 
 MOST_CALLBACKS = 400_000
 """A run that takes more is going round in circles."""
+ASKS_EVERY_S = 0.005
+"""How often `VirtualLoop.run` asks whether it is done."""
 _DEMOLITION_ROUNDS = 5
 
 
@@ -55,29 +59,15 @@ class Host:
 CURRENT: ContextVar[Host] = ContextVar("host")
 
 
-class _Handle:
-    """A callback that is due, or will be."""
-
-    __slots__ = ("args", "callback", "context", "host", "moment")
-
-    def __init__(
-        self, callback: Callable[..., object], args: tuple[Any, ...], context: Context, host: Host, moment: float
-    ) -> None:
-        self.callback: Callable[..., object] | None = callback
-        self.args = args
-        self.context = context
-        self.host = host
-        self.moment = moment
+class _Handle(list[Any]):
+    """A callback that is due, or will be: callback, arguments, context, host. A list, which is made without a call."""
 
     def cancel(self) -> None:
-        self.callback = None
-        self.args = ()
+        self[0] = None
+        self[1] = ()
 
     def cancelled(self) -> bool:
-        return self.callback is None
-
-    def when(self) -> float:
-        return self.moment
+        return self[0] is None
 
 
 class VirtualLoop:
@@ -96,8 +86,10 @@ class VirtualLoop:
         self._ready: deque[_Handle] = deque()
         self._timers: list[tuple[float, int, _Handle]] = []
         self._numbers = itertools.count()
-        self._closed = False
+        self._closed = self._stopped = False
         self._as_asyncio = cast("asyncio.AbstractEventLoop", self)
+        self.create_future: Callable[[], asyncio.Future[Any]] = partial(asyncio.Future, loop=self._as_asyncio)
+        """Returns a new future."""
 
     # What asyncio asks of a loop
 
@@ -106,9 +98,8 @@ class VirtualLoop:
         host = CURRENT.get()
         return self.now * host.speed + host.offset_s
 
-    def get_debug(self) -> bool:
-        """Return False."""
-        return False
+    get_debug: Callable[[], bool] = bool
+    """Returns False. Every future and task asks; this way no Python runs."""
 
     def is_running(self) -> bool:
         """Return True."""
@@ -123,10 +114,6 @@ class VirtualLoop:
         self._closed = True
         self._ready.clear()
         self._timers.clear()
-
-    def create_future(self) -> "asyncio.Future[Any]":
-        """Return a new future."""
-        return asyncio.Future(loop=self._as_asyncio)
 
     def create_task(
         self,
@@ -144,25 +131,32 @@ class VirtualLoop:
         """Run a callback after those that are due."""
         if context is None:
             context = copy_context()
-        handle = _Handle(callback, args, context, context[CURRENT], 0.0)
-        if not self._closed:
-            self._ready.append(handle)
+        handle = _Handle((callback, args, context, context[CURRENT]))
+        self._ready.append(handle)
         return handle
 
-    def call_soon_threadsafe(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> Any:
-        """Do as `call_soon`: there is one thread."""
-        return self.call_soon(callback, *args, context=context)
+    call_soon_threadsafe = call_soon
 
     def call_later(
         self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> Any:
         """Run a callback in ``delay`` seconds of the current host's clock."""
-        return self._at(self.now + max(0.0, delay) / CURRENT.get().speed, callback, args, context)
+        if context is None:
+            context = copy_context()
+        host = context[CURRENT]
+        handle = _Handle((callback, args, context, host))
+        heappush(self._timers, (self.now + max(0.0, delay) / host.speed, next(self._numbers), handle))
+        return handle
 
     def call_at(self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None) -> Any:
         """Run a callback when the current host's clock says ``when``."""
-        host = CURRENT.get()
-        return self._at((when - host.offset_s) / host.speed, callback, args, context)
+        if context is None:
+            context = copy_context()
+        host = context[CURRENT]
+        moment = (when - host.offset_s) / host.speed
+        handle = _Handle((callback, args, context, host))
+        heappush(self._timers, (max(moment, self.now), next(self._numbers), handle))
+        return handle
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         """Tell of an exception that nobody took."""
@@ -174,7 +168,16 @@ class VirtualLoop:
 
     def on_host(self, host: Host, delay_s: float, callback: Callable[..., object], *args: Any) -> None:
         """Run a callback on ``host`` in ``delay_s`` true seconds."""
-        self._at(self.now + delay_s, callback, args, host.context)
+        self.at(self.now + delay_s, host, callback, args)
+
+    def at(self, moment_s: float, host: Host, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
+        """Run a callback on ``host`` at the true time ``moment_s``, which has not passed."""
+        handle = _Handle((callback, args, host.context, host))
+        heappush(self._timers, (moment_s, next(self._numbers), handle))
+
+    def stop(self) -> None:
+        """Let `run` return after this callback's moment."""
+        self._stopped = True
 
     def pause(self, host: Host) -> None:
         """Let nothing run on a host until `resume`."""
@@ -204,62 +207,56 @@ class VirtualLoop:
                 task.cancel()
             self.callbacks = 0
             with contextlib.suppress(Livelock):
-                self.run(self.now + 1.0, lambda: False)
+                self.run(self.now + 1.0)
 
-    def run(self, until_s: float, done: Callable[[], bool]) -> None:
-        """Run until the true time ``until_s``, or until ``done`` says so after a moment's callbacks.
+    def run(self, until_s: float, done: Callable[[], bool] | None = None) -> None:
+        """Run until the true time ``until_s``, or until `stop`, or until ``done`` says so, which is asked now and then.
 
         Raises `Livelock`.
         """
         before = events._get_running_loop()  # noqa: SLF001  # no other way to be the loop that is running
         events._set_running_loop(self._as_asyncio)  # noqa: SLF001  # as above
+        timers, ready, ask_s = self._timers, self._ready, -math.inf
+        self._stopped = False
         try:
             while True:
                 self._run_ready()
-                while self._timers and self._timers[0][2].callback is None:
-                    heapq.heappop(self._timers)
-                if done() or not self._timers or self._timers[0][0] > until_s:
+                while timers and timers[0][2][0] is None:
+                    heappop(timers)
+                if self._stopped:
+                    return
+                if done is not None and self.now >= ask_s:
+                    if done():
+                        return
+                    ask_s = self.now + ASKS_EVERY_S
+                if not timers or timers[0][0] > until_s:
                     break
-                self._reach_next_timers()
-            if not done():
-                self.now = max(self.now, until_s)
+                self.now = moment = timers[0][0]
+                while timers and timers[0][0] <= moment:
+                    ready.append(heappop(timers)[2])
+            self.now = max(self.now, until_s)
         finally:
             events._set_running_loop(before)  # noqa: SLF001  # as above
 
-    def _at(
-        self, moment: float, callback: Callable[..., object], args: tuple[Any, ...], context: Context | None
-    ) -> Any:
-        if context is None:
-            context = copy_context()
-        moment = max(moment, self.now)
-        handle = _Handle(callback, args, context, context[CURRENT], moment)
-        if not self._closed:
-            heapq.heappush(self._timers, (moment, next(self._numbers), handle))
-        return handle
-
-    def _reach_next_timers(self) -> None:
-        timers = self._timers
-        self.now = moment = timers[0][0]
-        while timers and timers[0][0] <= moment:
-            handle = heapq.heappop(timers)[2]
-            if handle.callback is not None:
-                self._ready.append(handle)
-
     def _run_ready(self) -> None:
-        ready = self._ready
-        while ready:
-            handle = ready.popleft()
-            callback, host = handle.callback, handle.host
-            if callback is None:
-                continue
-            if not host.runs:
-                host.held.append(handle)
-                continue
-            self.callbacks += 1
-            if self.callbacks > MOST_CALLBACKS:
-                message = f"{self.callbacks} callbacks, and no end"
-                raise Livelock(message)
-            try:
-                handle.context.run(callback, *handle.args)
-            except Exception as error:  # noqa: BLE001  # as asyncio does: told, and the loop goes on
-                self.call_exception_handler({"message": f"callback {callback!r} failed", "exception": error})
+        ready, most = self._ready, MOST_CALLBACKS - self.callbacks
+        count = 0
+        try:
+            while ready:
+                handle = ready.popleft()
+                callback, args, context, host = handle
+                if callback is None:
+                    continue
+                if not host.runs:
+                    host.held.append(handle)
+                    continue
+                count += 1
+                if count > most:
+                    message = f"{MOST_CALLBACKS} callbacks, and no end"
+                    raise Livelock(message)
+                try:
+                    context.run(callback, *args)
+                except Exception as error:  # noqa: BLE001  # as asyncio does: told, and the loop goes on
+                    self.call_exception_handler({"message": f"callback {callback!r} failed", "exception": error})
+        finally:
+            self.callbacks += count

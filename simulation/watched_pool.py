@@ -51,9 +51,9 @@ class WatchedPool(BlockPool):
         """Whether `drain_events` would return something."""
         return bool(self._events)
 
-    def has_writer(self, tag: int) -> bool:
-        """Say whether a block is kept for the bytes of a tag."""
-        return WriterHold(tag) in self._blocks_of
+    def has_writer(self, index: int, tag: int) -> bool:
+        """Say whether a block is kept for the bytes of the lot that begins with a tag."""
+        return WriterHold(tag) in self._owners[index]
 
     def audit_if_changed(self) -> None:
         """Do as `BlockPool.audit`, unless nothing has changed since the last time."""

@@ -8,14 +8,17 @@ import asyncio
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from block_directory.publisher import Publisher
 from block_directory.settings import DirectorySettings
 from cluster_core.errors import WorkerLost
+from cluster_core.handoff import FetchJob, FetchReport, FetchSource
 from cluster_core.identity import Incarnation, RequestId, Role, WorkerId
 from cluster_core.layout import KvLayout
 from cluster_core.workers import WorkerLoad, WorkerRecord
 from cluster_rpc.channels import ChannelPool
+from cluster_rpc.handoff_service import HandoffService
 from cluster_rpc.order_checks import Capacity
 from cluster_rpc.server import DECODE, HANDOFF, PREFILL, WORKER
 from cluster_rpc.worker_service import WorkerStatusService
@@ -25,14 +28,16 @@ from decode_worker.scheduler import SchedulerParts as DecodeSchedulerParts
 from decode_worker.service import DecodeService
 from decode_worker.settings import DecodeSettings
 from inference_engine.bell import Bell
+from inference_engine.borrowed_prefixes import BorrowedPrefixes
 from inference_engine.engine_loop import EngineLoop
 from inference_engine.watched_holds import WatchedHolds
 from kv_transfer.exporter import Exporter
-from kv_transfer.importer import Importer
+from kv_transfer.fetcher import Fetcher
+from kv_transfer.importer import Imported, Importer, ImportJob
 from kv_transfer.settings import TransferSettings
 from prefill_worker.scheduler import PrefillScheduler
 from prefill_worker.scheduler import SchedulerParts as PrefillSchedulerParts
-from prefill_worker.service import HandoffService, PrefillService
+from prefill_worker.service import PrefillService
 from prefill_worker.settings import PrefillSettings
 from simulation.block_moves import BlockFaults, SimulatedTransport
 from simulation.calls import Channel
@@ -61,7 +66,9 @@ class Surroundings:
     transfer: TransferSettings
     directory_settings: DirectorySettings
     tenants: dict[RequestId, str]
-    seed: int
+    randomness: random.Random
+    fetched: list[int]
+    """The number of blocks that workers have fetched from the caches of others."""
 
 
 class WorkerLife:
@@ -91,15 +98,16 @@ class WorkerLife:
             around.block_faults,
             self.pool.has_writer,
         )
-        self.exporter: Exporter | None = None
-        self.importer: Importer | None = None
-        self.source: GrpcBlockSource | None = None
+        self.exporter: Exporter
+        self.importer: Importer
+        self.source: GrpcBlockSource
+        self.borrowed: BorrowedPrefixes
         self.scheduler: PrefillScheduler | DecodeScheduler
         self.loop: EngineLoop
         self.publisher: Publisher
         self._around = around
         self._on_broken = on_broken
-        self._random = random.Random(f"{around.seed} {plan.name} {incarnation}")  # noqa: S311  # a simulation
+        self._random = around.randomness
         self._bell = Bell()
         self._server = Server(around.network, host, address)
         self._channels = ChannelPool(open_at=lambda to, _: Channel(around.network, host, to))  # type: ignore[arg-type, return-value]  # what its users know of one
@@ -109,6 +117,7 @@ class WorkerLife:
         around, plan = self._around, self.plan
         clock = around.network.loop.time
         capacity = Capacity(model=MODEL, layout=around.layout, total_blocks=plan.total_blocks, max_waiting=256)
+        self._assemble_transfers(clock)
         if plan.role is Role.PREFILL:
             self._assemble_prefill(capacity, clock)
         else:
@@ -154,27 +163,28 @@ class WorkerLife:
     async def close(self) -> None:
         """End in order, as a worker that is told to."""
         await self.publisher.close()
-        if self.exporter is not None:
-            self.exporter.close(f"{self.plan.name} ends")
+        self.exporter.close(f"{self.plan.name} ends")
         self._server.stop()
         if isinstance(self.scheduler, DecodeScheduler):
             await self.scheduler.close(WorkerLost(f"{self.plan.name} ends"))
         else:
             self.scheduler.fail_all(WorkerLost(f"{self.plan.name} ends"))
-        if self.source is not None:
-            await self.source.close()
+        await self.borrowed.close()
+        await self.source.close()
         await self._channels.close()
-        if self.importer is not None:
-            await self.importer.close()
+        await self.importer.close()
         await self.loop.close()
         await self.transport.close()
 
     def load(self) -> WorkerLoad:
         """Return the status that the router watches."""
-        orphaned = self.exporter.orphaned if self.exporter is not None else 0
-        return replace(self.scheduler.load(), engine_steps=self.loop.steps, orphaned_holds=orphaned)
+        links = self.importer.links.reports()
+        return replace(
+            self.scheduler.load(), engine_steps=self.loop.steps, orphaned_holds=self.exporter.orphaned, links=links
+        )
 
-    def _assemble_prefill(self, capacity: Capacity, clock: Callable[[], float]) -> None:
+    def _assemble_transfers(self, clock: Callable[[], float]) -> None:
+        """Make what every worker has: it may lend blocks of its cache, and fetch those of others."""
         around = self._around
         self.exporter = Exporter(
             transport=self.transport,
@@ -183,17 +193,10 @@ class WorkerLife:
             incarnation=self.incarnation,
             layout=around.layout,
             settings=around.transfer,
+            find_run=self.pool.find_run,
+            on_claim=self._bell.ring,
             clock=clock,
         )
-        parts = PrefillSchedulerParts(
-            pool=self.pool, capacity=capacity, exports=self.exporter, settings=around.prefill, clock=clock
-        )
-        self.scheduler = PrefillScheduler(parts, on_change=self._bell.ring)
-        self._server.add(PREFILL, PrefillService(self.scheduler, NoGrammars()))
-        self._server.add(HANDOFF, HandoffService(self.exporter))
-
-    def _assemble_decode(self, capacity: Capacity, clock: Callable[[], float]) -> None:
-        around = self._around
         self.importer = Importer(
             transport=self.transport,
             memory=self.memory,
@@ -205,11 +208,40 @@ class WorkerLife:
             clock=clock,
         )
         self.source = GrpcBlockSource(self.importer, self._channels)
+        self._fetcher = Fetcher(self.importer, self._bring)
+        self.borrowed = BorrowedPrefixes(self._fetch)
+        self._server.add(HANDOFF, HandoffService(self.exporter))
+
+    async def _bring(self, lender: FetchSource, job: ImportJob) -> Imported:
+        return await self.source.calls.converse(lender.address, lender.worker_id, partial(self.importer.run, job))
+
+    async def _fetch(self, job: FetchJob) -> FetchReport:
+        report = await self._fetcher.fetch(job)
+        network = self._around.network
+        told = (self.plan.name, report.lender, f"{report.moved_blocks}/{report.asked_blocks}", report.failure)
+        network.history.note(network.loop.now, "fetched", *told)
+        self._around.fetched[0] += report.moved_blocks
+        return report
+
+    def _assemble_prefill(self, capacity: Capacity, clock: Callable[[], float]) -> None:
+        parts = PrefillSchedulerParts(
+            pool=self.pool,
+            capacity=capacity,
+            exports=self.exporter,
+            settings=self._around.prefill,
+            borrowed=self.borrowed,
+            clock=clock,
+        )
+        self.scheduler = PrefillScheduler(parts, on_change=self._bell.ring)
+        self._server.add(PREFILL, PrefillService(self.scheduler, NoGrammars()))
+
+    def _assemble_decode(self, capacity: Capacity, clock: Callable[[], float]) -> None:
         parts = DecodeSchedulerParts(
             pool=self.pool,
             capacity=capacity,
             source=self.source,
-            settings=around.decode,
+            settings=self._around.decode,
+            borrowed=self.borrowed,
             copy_block=self.memory.copy_block,
             clock=clock,
         )
@@ -231,7 +263,6 @@ class WorkerLife:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_S)
-            if self.exporter is not None:
-                await self.exporter.sweep()
+            await self.exporter.sweep()
             if isinstance(self.scheduler, DecodeScheduler):
                 self.scheduler.sweep()

@@ -10,6 +10,7 @@ settings.load_profile("repeatable")
 # Modules whose fixtures start processes that are dear: all their tests run in one worker of pytest-xdist, one by one.
 ONE_WORKER = (
     "tests/end_to_end/",
+    "tests/failure_grid/",
     "tests/decode_worker/test_processes.py",
     "tests/cluster_launcher/test_ray_cluster.py",
 )

@@ -38,6 +38,10 @@ class FakeMemory:
         noise = np.random.default_rng(1)
         self.bytes = noise.integers(0, 256, (total_blocks, layout.block_bytes), dtype=np.uint8)
 
+    @property
+    def rows(self) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
+        return self.bytes
+
     def buffer(self, index: int) -> Block:
         block: Block = self.bytes[index]
         return block

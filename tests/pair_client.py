@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 
+from cluster_core.handoff import FetchSource
 from cluster_core.logprobs import TokenLogprobs
 from cluster_core.sampling import Sampling
 from cluster_rpc.logprob_messages import logprobs_from_proto
@@ -32,6 +33,8 @@ class Answered:
     """The first token as a decode worker told it that read the prompt although a prefill worker did."""
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    fetch: pb.FetchReport | None = None
+    """What the worker that read the prompt says of its fetch."""
 
 
 class PairClient:
@@ -44,11 +47,17 @@ class PairClient:
         self.root = ROOT
 
     async def split(
-        self, name: str, prompt: Sequence[int], *, max_tokens: int = 8, sampling: Sampling = GREEDY
+        self,
+        name: str,
+        prompt: Sequence[int],
+        *,
+        max_tokens: int = 8,
+        sampling: Sampling = GREEDY,
+        fetch: FetchSource | None = None,
     ) -> Answered:
         """Prefill on one worker, decode on the other, both told at once."""
         seen = Answered()
-        order = self._order(name, prompt, max_tokens, sampling)
+        order = replace(self._order(name, prompt, max_tokens, sampling), fetch=fetch)
         handed = self._order(name, prompt, max_tokens, sampling, self.origin)
 
         async def read_first() -> int:
@@ -56,6 +65,7 @@ class PairClient:
             async for event in self.prefill.Prefill(prefill_to_proto(order), timeout=TIMEOUT_S):
                 if event.HasField("started"):
                     seen.prefill_cached = event.started.cached_tokens
+                    seen.fetch = event.started.fetch if event.started.HasField("fetch") else None
                 else:
                     first = event.first_token.token_id
             return first
@@ -87,11 +97,17 @@ class PairClient:
         return [answer.answered() for answer in heard]
 
     async def local(
-        self, name: str, prompt: Sequence[int], *, max_tokens: int = 8, sampling: Sampling = GREEDY
+        self,
+        name: str,
+        prompt: Sequence[int],
+        *,
+        max_tokens: int = 8,
+        sampling: Sampling = GREEDY,
+        fetch: FetchSource | None = None,
     ) -> Answered:
         """Prefill and decode on the decode worker."""
         seen = Answered()
-        order = self._order(name, prompt, max_tokens, sampling)
+        order = replace(self._order(name, prompt, max_tokens, sampling), fetch=fetch)
         await self._decode(decode_to_proto(order), seen, offset=0)
         return seen
 
@@ -100,6 +116,8 @@ class PairClient:
             match event.WhichOneof("event"):
                 case "started":
                     seen.decode_cached = event.started.cached_tokens
+                    if event.started.HasField("fetch"):
+                        seen.fetch = event.started.fetch
                 case "tokens":
                     token_ids = list(event.tokens.token_ids)
                     if event.tokens.offset < offset:

@@ -62,36 +62,52 @@ class GetPlacementResponse(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., attempts: _Optional[_Iterable[_Union[Attempt, _Mapping]]] = ...) -> None: ...
 
 class Attempt(_message.Message):
-    __slots__ = ("attempt", "chosen", "candidates", "outcome", "handoff", "spans")
+    __slots__ = ("attempt", "chosen", "candidates", "outcome", "handoff", "spans", "rung", "kept_of_failed", "link", "overlapped_s", "bytes_per_s", "fetch")
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     CHOSEN_FIELD_NUMBER: _ClassVar[int]
     CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     HANDOFF_FIELD_NUMBER: _ClassVar[int]
     SPANS_FIELD_NUMBER: _ClassVar[int]
+    RUNG_FIELD_NUMBER: _ClassVar[int]
+    KEPT_OF_FAILED_FIELD_NUMBER: _ClassVar[int]
+    LINK_FIELD_NUMBER: _ClassVar[int]
+    OVERLAPPED_S_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    FETCH_FIELD_NUMBER: _ClassVar[int]
     attempt: int
     chosen: PlacementCandidate
     candidates: _containers.RepeatedCompositeFieldContainer[PlacementCandidate]
     outcome: str
     handoff: _worker_pb2.HandoffReport
     spans: _containers.RepeatedCompositeFieldContainer[Span]
-    def __init__(self, attempt: _Optional[int] = ..., chosen: _Optional[_Union[PlacementCandidate, _Mapping]] = ..., candidates: _Optional[_Iterable[_Union[PlacementCandidate, _Mapping]]] = ..., outcome: _Optional[str] = ..., handoff: _Optional[_Union[_worker_pb2.HandoffReport, _Mapping]] = ..., spans: _Optional[_Iterable[_Union[Span, _Mapping]]] = ...) -> None: ...
+    rung: str
+    kept_of_failed: int
+    link: str
+    overlapped_s: float
+    bytes_per_s: float
+    fetch: _worker_pb2.FetchReport
+    def __init__(self, attempt: _Optional[int] = ..., chosen: _Optional[_Union[PlacementCandidate, _Mapping]] = ..., candidates: _Optional[_Iterable[_Union[PlacementCandidate, _Mapping]]] = ..., outcome: _Optional[str] = ..., handoff: _Optional[_Union[_worker_pb2.HandoffReport, _Mapping]] = ..., spans: _Optional[_Iterable[_Union[Span, _Mapping]]] = ..., rung: _Optional[str] = ..., kept_of_failed: _Optional[int] = ..., link: _Optional[str] = ..., overlapped_s: _Optional[float] = ..., bytes_per_s: _Optional[float] = ..., fetch: _Optional[_Union[_worker_pb2.FetchReport, _Mapping]] = ...) -> None: ...
 
 class PlacementCandidate(_message.Message):
-    __slots__ = ("prefill_worker", "decode_worker", "total_s", "terms", "prefill_cached_tokens", "decode_cached_tokens")
+    __slots__ = ("prefill_worker", "decode_worker", "total_s", "terms", "prefill_cached_tokens", "decode_cached_tokens", "fetch_worker", "fetch_blocks")
     PREFILL_WORKER_FIELD_NUMBER: _ClassVar[int]
     DECODE_WORKER_FIELD_NUMBER: _ClassVar[int]
     TOTAL_S_FIELD_NUMBER: _ClassVar[int]
     TERMS_FIELD_NUMBER: _ClassVar[int]
     PREFILL_CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     DECODE_CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FETCH_WORKER_FIELD_NUMBER: _ClassVar[int]
+    FETCH_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     prefill_worker: str
     decode_worker: str
     total_s: float
     terms: _containers.RepeatedCompositeFieldContainer[Term]
     prefill_cached_tokens: int
     decode_cached_tokens: int
-    def __init__(self, prefill_worker: _Optional[str] = ..., decode_worker: _Optional[str] = ..., total_s: _Optional[float] = ..., terms: _Optional[_Iterable[_Union[Term, _Mapping]]] = ..., prefill_cached_tokens: _Optional[int] = ..., decode_cached_tokens: _Optional[int] = ...) -> None: ...
+    fetch_worker: str
+    fetch_blocks: int
+    def __init__(self, prefill_worker: _Optional[str] = ..., decode_worker: _Optional[str] = ..., total_s: _Optional[float] = ..., terms: _Optional[_Iterable[_Union[Term, _Mapping]]] = ..., prefill_cached_tokens: _Optional[int] = ..., decode_cached_tokens: _Optional[int] = ..., fetch_worker: _Optional[str] = ..., fetch_blocks: _Optional[int] = ...) -> None: ...
 
 class Term(_message.Message):
     __slots__ = ("name", "seconds")

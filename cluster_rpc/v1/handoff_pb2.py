@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63luster_rpc/v1/handoff.proto\x12\x0e\x63luster_rpc.v1\"\xd4\x01\n\x0fImporterMessage\x12*\n\x04open\x18\x01 \x01(\x0b\x32\x1a.cluster_rpc.v1.OpenExportH\x00\x12*\n\x04pull\x18\x02 \x01(\x0b\x32\x1a.cluster_rpc.v1.PullBlocksH\x00\x12.\n\x06\x61\x63\x63\x65pt\x18\x03 \x01(\x0b\x32\x1c.cluster_rpc.v1.AcceptBlocksH\x00\x12.\n\x06reject\x18\x04 \x01(\x0b\x32\x1c.cluster_rpc.v1.RejectBlocksH\x00\x42\t\n\x07message\"\xb3\x01\n\nOpenExport\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x1c\n\x14\x65xporter_incarnation\x18\x03 \x01(\x06\x12\x10\n\x08importer\x18\x04 \x01(\t\x12\x1c\n\x14importer_incarnation\x18\x05 \x01(\x06\x12\"\n\x1aimporter_transport_address\x18\x06 \x01(\x0c\x12\x0e\n\x06layout\x18\x07 \x01(\t\",\n\nPullBlocks\x12\x0b\n\x03tag\x18\x01 \x01(\x06\x12\x11\n\tpositions\x18\x02 \x03(\r\"\x0e\n\x0c\x41\x63\x63\x65ptBlocks\"1\n\x0cRejectBlocks\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x11\n\tpositions\x18\x02 \x03(\r\"\x8c\x02\n\x0f\x45xporterMessage\x12.\n\x06opened\x18\x01 \x01(\x0b\x32\x1c.cluster_rpc.v1.ExportOpenedH\x00\x12.\n\x06sealed\x18\x02 \x01(\x0b\x32\x1c.cluster_rpc.v1.BlocksSealedH\x00\x12*\n\x04sent\x18\x03 \x01(\x0b\x32\x1a.cluster_rpc.v1.BlocksSentH\x00\x12\x32\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x1e.cluster_rpc.v1.ExportFinishedH\x00\x12.\n\x06\x66\x61iled\x18\x05 \x01(\x0b\x32\x1c.cluster_rpc.v1.ExportFailedH\x00\x42\t\n\x07message\"C\n\x0c\x45xportOpened\x12\x0f\n\x07lease_s\x18\x01 \x01(\x01\x12\"\n\x1a\x65xporter_transport_address\x18\x02 \x01(\x0c\">\n\x0c\x42locksSealed\x12.\n\x06\x62locks\x18\x01 \x03(\x0b\x32\x1e.cluster_rpc.v1.BlockReference\"I\n\nBlocksSent\x12\x0b\n\x03tag\x18\x01 \x01(\x06\x12.\n\x06\x62locks\x18\x02 \x03(\x0b\x32\x1e.cluster_rpc.v1.BlockReference\"@\n\x0e\x45xportFinished\x12\x16\n\x0e\x66irst_token_id\x18\x01 \x01(\r\x12\x16\n\x0e\x66ork_token_ids\x18\x02 \x03(\r\"\x1e\n\x0c\x45xportFailed\x12\x0e\n\x06reason\x18\x01 \x01(\t\"s\n\x0e\x42lockReference\x12\x10\n\x08position\x18\x01 \x01(\r\x12\r\n\x05index\x18\x02 \x01(\r\x12\x12\n\ngeneration\x18\x03 \x01(\x04\x12\x0c\n\x04hash\x18\x04 \x01(\x0c\x12\x0e\n\x06\x64igest\x18\x05 \x01(\x0c\x12\x0e\n\x06tokens\x18\x06 \x01(\r2a\n\x0eHandoffService\x12O\n\x07Handoff\x12\x1f.cluster_rpc.v1.ImporterMessage\x1a\x1f.cluster_rpc.v1.ExporterMessage(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63luster_rpc/v1/handoff.proto\x12\x0e\x63luster_rpc.v1\"\x80\x02\n\x0fImporterMessage\x12*\n\x04open\x18\x01 \x01(\x0b\x32\x1a.cluster_rpc.v1.OpenExportH\x00\x12*\n\x04pull\x18\x02 \x01(\x0b\x32\x1a.cluster_rpc.v1.PullBlocksH\x00\x12.\n\x06\x61\x63\x63\x65pt\x18\x03 \x01(\x0b\x32\x1c.cluster_rpc.v1.AcceptBlocksH\x00\x12.\n\x06reject\x18\x04 \x01(\x0b\x32\x1c.cluster_rpc.v1.RejectBlocksH\x00\x12*\n\x05\x66\x65tch\x18\x05 \x01(\x0b\x32\x19.cluster_rpc.v1.OpenFetchH\x00\x42\t\n\x07message\"\xed\x01\n\nOpenExport\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x1c\n\x14\x65xporter_incarnation\x18\x03 \x01(\x06\x12\x10\n\x08importer\x18\x04 \x01(\t\x12\x1c\n\x14importer_incarnation\x18\x05 \x01(\x06\x12\"\n\x1aimporter_transport_address\x18\x06 \x01(\x0c\x12\x0e\n\x06layout\x18\x07 \x01(\t\x12\x0f\n\x07\x62inding\x18\x08 \x01(\r\x12\'\n\x04wire\x18\t \x01(\x0b\x32\x19.cluster_rpc.v1.WireOffer\"4\n\tWireOffer\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\t\x12\x17\n\x0fgain_s_per_byte\x18\x02 \x01(\x01\"`\n\tOpenFetch\x12+\n\x07opening\x18\x01 \x01(\x0b\x32\x1a.cluster_rpc.v1.OpenExport\x12\x16\n\x0e\x66irst_position\x18\x02 \x01(\r\x12\x0e\n\x06hashes\x18\x03 \x03(\x0c\",\n\nPullBlocks\x12\x0b\n\x03tag\x18\x01 \x01(\x06\x12\x11\n\tpositions\x18\x02 \x03(\r\"\x0e\n\x0c\x41\x63\x63\x65ptBlocks\"1\n\x0cRejectBlocks\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x11\n\tpositions\x18\x02 \x03(\r\"\xe6\x01\n\x0f\x45xporterMessage\x12.\n\x06opened\x18\x01 \x01(\x0b\x32\x1c.cluster_rpc.v1.ExportOpenedH\x00\x12.\n\x06sealed\x18\x02 \x01(\x0b\x32\x1c.cluster_rpc.v1.BlocksSealedH\x00\x12\x32\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x1e.cluster_rpc.v1.ExportFinishedH\x00\x12.\n\x06\x66\x61iled\x18\x05 \x01(\x0b\x32\x1c.cluster_rpc.v1.ExportFailedH\x00\x42\t\n\x07messageJ\x04\x08\x03\x10\x04\"X\n\x0c\x45xportOpened\x12\x0f\n\x07lease_s\x18\x01 \x01(\x01\x12\"\n\x1a\x65xporter_transport_address\x18\x02 \x01(\x0c\x12\x13\n\x0bwire_format\x18\x03 \x01(\t\">\n\x0c\x42locksSealed\x12.\n\x06\x62locks\x18\x01 \x03(\x0b\x32\x1e.cluster_rpc.v1.BlockReference\"@\n\x0e\x45xportFinished\x12\x16\n\x0e\x66irst_token_id\x18\x01 \x01(\r\x12\x16\n\x0e\x66ork_token_ids\x18\x02 \x03(\r\"\x1e\n\x0c\x45xportFailed\x12\x0e\n\x06reason\x18\x01 \x01(\t\"s\n\x0e\x42lockReference\x12\x10\n\x08position\x18\x01 \x01(\r\x12\r\n\x05index\x18\x02 \x01(\r\x12\x12\n\ngeneration\x18\x03 \x01(\x04\x12\x0c\n\x04hash\x18\x04 \x01(\x0c\x12\x0e\n\x06\x64igest\x18\x05 \x01(\x0c\x12\x0e\n\x06tokens\x18\x06 \x01(\r2a\n\x0eHandoffService\x12O\n\x07Handoff\x12\x1f.cluster_rpc.v1.ImporterMessage\x1a\x1f.cluster_rpc.v1.ExporterMessage(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,29 +32,31 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'cluster_rpc.v1.handoff_pb2'
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_IMPORTERMESSAGE']._serialized_start=49
-  _globals['_IMPORTERMESSAGE']._serialized_end=261
-  _globals['_OPENEXPORT']._serialized_start=264
-  _globals['_OPENEXPORT']._serialized_end=443
-  _globals['_PULLBLOCKS']._serialized_start=445
-  _globals['_PULLBLOCKS']._serialized_end=489
-  _globals['_ACCEPTBLOCKS']._serialized_start=491
-  _globals['_ACCEPTBLOCKS']._serialized_end=505
-  _globals['_REJECTBLOCKS']._serialized_start=507
-  _globals['_REJECTBLOCKS']._serialized_end=556
-  _globals['_EXPORTERMESSAGE']._serialized_start=559
-  _globals['_EXPORTERMESSAGE']._serialized_end=827
-  _globals['_EXPORTOPENED']._serialized_start=829
-  _globals['_EXPORTOPENED']._serialized_end=896
-  _globals['_BLOCKSSEALED']._serialized_start=898
-  _globals['_BLOCKSSEALED']._serialized_end=960
-  _globals['_BLOCKSSENT']._serialized_start=962
-  _globals['_BLOCKSSENT']._serialized_end=1035
-  _globals['_EXPORTFINISHED']._serialized_start=1037
-  _globals['_EXPORTFINISHED']._serialized_end=1101
-  _globals['_EXPORTFAILED']._serialized_start=1103
-  _globals['_EXPORTFAILED']._serialized_end=1133
-  _globals['_BLOCKREFERENCE']._serialized_start=1135
-  _globals['_BLOCKREFERENCE']._serialized_end=1250
-  _globals['_HANDOFFSERVICE']._serialized_start=1252
-  _globals['_HANDOFFSERVICE']._serialized_end=1349
+  _globals['_IMPORTERMESSAGE']._serialized_end=305
+  _globals['_OPENEXPORT']._serialized_start=308
+  _globals['_OPENEXPORT']._serialized_end=545
+  _globals['_WIREOFFER']._serialized_start=547
+  _globals['_WIREOFFER']._serialized_end=599
+  _globals['_OPENFETCH']._serialized_start=601
+  _globals['_OPENFETCH']._serialized_end=697
+  _globals['_PULLBLOCKS']._serialized_start=699
+  _globals['_PULLBLOCKS']._serialized_end=743
+  _globals['_ACCEPTBLOCKS']._serialized_start=745
+  _globals['_ACCEPTBLOCKS']._serialized_end=759
+  _globals['_REJECTBLOCKS']._serialized_start=761
+  _globals['_REJECTBLOCKS']._serialized_end=810
+  _globals['_EXPORTERMESSAGE']._serialized_start=813
+  _globals['_EXPORTERMESSAGE']._serialized_end=1043
+  _globals['_EXPORTOPENED']._serialized_start=1045
+  _globals['_EXPORTOPENED']._serialized_end=1133
+  _globals['_BLOCKSSEALED']._serialized_start=1135
+  _globals['_BLOCKSSEALED']._serialized_end=1197
+  _globals['_EXPORTFINISHED']._serialized_start=1199
+  _globals['_EXPORTFINISHED']._serialized_end=1263
+  _globals['_EXPORTFAILED']._serialized_start=1265
+  _globals['_EXPORTFAILED']._serialized_end=1295
+  _globals['_BLOCKREFERENCE']._serialized_start=1297
+  _globals['_BLOCKREFERENCE']._serialized_end=1412
+  _globals['_HANDOFFSERVICE']._serialized_start=1414
+  _globals['_HANDOFFSERVICE']._serialized_end=1511
 # @@protoc_insertion_point(module_scope)

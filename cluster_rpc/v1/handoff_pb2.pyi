@@ -7,19 +7,21 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ImporterMessage(_message.Message):
-    __slots__ = ("open", "pull", "accept", "reject")
+    __slots__ = ("open", "pull", "accept", "reject", "fetch")
     OPEN_FIELD_NUMBER: _ClassVar[int]
     PULL_FIELD_NUMBER: _ClassVar[int]
     ACCEPT_FIELD_NUMBER: _ClassVar[int]
     REJECT_FIELD_NUMBER: _ClassVar[int]
+    FETCH_FIELD_NUMBER: _ClassVar[int]
     open: OpenExport
     pull: PullBlocks
     accept: AcceptBlocks
     reject: RejectBlocks
-    def __init__(self, open: _Optional[_Union[OpenExport, _Mapping]] = ..., pull: _Optional[_Union[PullBlocks, _Mapping]] = ..., accept: _Optional[_Union[AcceptBlocks, _Mapping]] = ..., reject: _Optional[_Union[RejectBlocks, _Mapping]] = ...) -> None: ...
+    fetch: OpenFetch
+    def __init__(self, open: _Optional[_Union[OpenExport, _Mapping]] = ..., pull: _Optional[_Union[PullBlocks, _Mapping]] = ..., accept: _Optional[_Union[AcceptBlocks, _Mapping]] = ..., reject: _Optional[_Union[RejectBlocks, _Mapping]] = ..., fetch: _Optional[_Union[OpenFetch, _Mapping]] = ...) -> None: ...
 
 class OpenExport(_message.Message):
-    __slots__ = ("request_id", "attempt", "exporter_incarnation", "importer", "importer_incarnation", "importer_transport_address", "layout")
+    __slots__ = ("request_id", "attempt", "exporter_incarnation", "importer", "importer_incarnation", "importer_transport_address", "layout", "binding", "wire")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     EXPORTER_INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -27,6 +29,8 @@ class OpenExport(_message.Message):
     IMPORTER_INCARNATION_FIELD_NUMBER: _ClassVar[int]
     IMPORTER_TRANSPORT_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    BINDING_FIELD_NUMBER: _ClassVar[int]
+    WIRE_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     attempt: int
     exporter_incarnation: int
@@ -34,7 +38,27 @@ class OpenExport(_message.Message):
     importer_incarnation: int
     importer_transport_address: bytes
     layout: str
-    def __init__(self, request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., exporter_incarnation: _Optional[int] = ..., importer: _Optional[str] = ..., importer_incarnation: _Optional[int] = ..., importer_transport_address: _Optional[bytes] = ..., layout: _Optional[str] = ...) -> None: ...
+    binding: int
+    wire: WireOffer
+    def __init__(self, request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., exporter_incarnation: _Optional[int] = ..., importer: _Optional[str] = ..., importer_incarnation: _Optional[int] = ..., importer_transport_address: _Optional[bytes] = ..., layout: _Optional[str] = ..., binding: _Optional[int] = ..., wire: _Optional[_Union[WireOffer, _Mapping]] = ...) -> None: ...
+
+class WireOffer(_message.Message):
+    __slots__ = ("format", "gain_s_per_byte")
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    GAIN_S_PER_BYTE_FIELD_NUMBER: _ClassVar[int]
+    format: str
+    gain_s_per_byte: float
+    def __init__(self, format: _Optional[str] = ..., gain_s_per_byte: _Optional[float] = ...) -> None: ...
+
+class OpenFetch(_message.Message):
+    __slots__ = ("opening", "first_position", "hashes")
+    OPENING_FIELD_NUMBER: _ClassVar[int]
+    FIRST_POSITION_FIELD_NUMBER: _ClassVar[int]
+    HASHES_FIELD_NUMBER: _ClassVar[int]
+    opening: OpenExport
+    first_position: int
+    hashes: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, opening: _Optional[_Union[OpenExport, _Mapping]] = ..., first_position: _Optional[int] = ..., hashes: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class PullBlocks(_message.Message):
     __slots__ = ("tag", "positions")
@@ -57,40 +81,32 @@ class RejectBlocks(_message.Message):
     def __init__(self, reason: _Optional[str] = ..., positions: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ExporterMessage(_message.Message):
-    __slots__ = ("opened", "sealed", "sent", "finished", "failed")
+    __slots__ = ("opened", "sealed", "finished", "failed")
     OPENED_FIELD_NUMBER: _ClassVar[int]
     SEALED_FIELD_NUMBER: _ClassVar[int]
-    SENT_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
     opened: ExportOpened
     sealed: BlocksSealed
-    sent: BlocksSent
     finished: ExportFinished
     failed: ExportFailed
-    def __init__(self, opened: _Optional[_Union[ExportOpened, _Mapping]] = ..., sealed: _Optional[_Union[BlocksSealed, _Mapping]] = ..., sent: _Optional[_Union[BlocksSent, _Mapping]] = ..., finished: _Optional[_Union[ExportFinished, _Mapping]] = ..., failed: _Optional[_Union[ExportFailed, _Mapping]] = ...) -> None: ...
+    def __init__(self, opened: _Optional[_Union[ExportOpened, _Mapping]] = ..., sealed: _Optional[_Union[BlocksSealed, _Mapping]] = ..., finished: _Optional[_Union[ExportFinished, _Mapping]] = ..., failed: _Optional[_Union[ExportFailed, _Mapping]] = ...) -> None: ...
 
 class ExportOpened(_message.Message):
-    __slots__ = ("lease_s", "exporter_transport_address")
+    __slots__ = ("lease_s", "exporter_transport_address", "wire_format")
     LEASE_S_FIELD_NUMBER: _ClassVar[int]
     EXPORTER_TRANSPORT_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    WIRE_FORMAT_FIELD_NUMBER: _ClassVar[int]
     lease_s: float
     exporter_transport_address: bytes
-    def __init__(self, lease_s: _Optional[float] = ..., exporter_transport_address: _Optional[bytes] = ...) -> None: ...
+    wire_format: str
+    def __init__(self, lease_s: _Optional[float] = ..., exporter_transport_address: _Optional[bytes] = ..., wire_format: _Optional[str] = ...) -> None: ...
 
 class BlocksSealed(_message.Message):
     __slots__ = ("blocks",)
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
     blocks: _containers.RepeatedCompositeFieldContainer[BlockReference]
     def __init__(self, blocks: _Optional[_Iterable[_Union[BlockReference, _Mapping]]] = ...) -> None: ...
-
-class BlocksSent(_message.Message):
-    __slots__ = ("tag", "blocks")
-    TAG_FIELD_NUMBER: _ClassVar[int]
-    BLOCKS_FIELD_NUMBER: _ClassVar[int]
-    tag: int
-    blocks: _containers.RepeatedCompositeFieldContainer[BlockReference]
-    def __init__(self, tag: _Optional[int] = ..., blocks: _Optional[_Iterable[_Union[BlockReference, _Mapping]]] = ...) -> None: ...
 
 class ExportFinished(_message.Message):
     __slots__ = ("first_token_id", "fork_token_ids")

@@ -1,3 +1,4 @@
+from cluster_rpc.v1 import link_pb2 as _link_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -23,7 +24,7 @@ class WatchRequest(_message.Message):
     def __init__(self, period_s: _Optional[float] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
-    __slots__ = ("worker_id", "incarnation", "waiting_requests", "running_requests", "queued_prefill_tokens", "total_blocks", "held_blocks", "cached_blocks", "engine_steps", "prefill_s_per_token", "decode_step_s", "transfer_bytes_per_s", "transfer_fixed_s", "draining", "orphaned_holds", "preemptions", "answer_steps", "written_tokens", "guessed_tokens", "accepted_guesses", "draft_s", "draft_held_blocks")
+    __slots__ = ("worker_id", "incarnation", "waiting_requests", "running_requests", "queued_prefill_tokens", "total_blocks", "held_blocks", "cached_blocks", "engine_steps", "prefill_s_per_token", "decode_step_s", "transfer_bytes_per_s", "transfer_fixed_s", "draining", "orphaned_holds", "preemptions", "answer_steps", "written_tokens", "guessed_tokens", "accepted_guesses", "draft_s", "draft_held_blocks", "links")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     WAITING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
@@ -46,6 +47,7 @@ class WorkerStatus(_message.Message):
     ACCEPTED_GUESSES_FIELD_NUMBER: _ClassVar[int]
     DRAFT_S_FIELD_NUMBER: _ClassVar[int]
     DRAFT_HELD_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    LINKS_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     incarnation: int
     waiting_requests: int
@@ -68,7 +70,8 @@ class WorkerStatus(_message.Message):
     accepted_guesses: int
     draft_s: float
     draft_held_blocks: int
-    def __init__(self, worker_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., running_requests: _Optional[int] = ..., queued_prefill_tokens: _Optional[int] = ..., total_blocks: _Optional[int] = ..., held_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., engine_steps: _Optional[int] = ..., prefill_s_per_token: _Optional[float] = ..., decode_step_s: _Optional[float] = ..., transfer_bytes_per_s: _Optional[float] = ..., transfer_fixed_s: _Optional[float] = ..., draining: _Optional[bool] = ..., orphaned_holds: _Optional[int] = ..., preemptions: _Optional[int] = ..., answer_steps: _Optional[int] = ..., written_tokens: _Optional[int] = ..., guessed_tokens: _Optional[int] = ..., accepted_guesses: _Optional[int] = ..., draft_s: _Optional[float] = ..., draft_held_blocks: _Optional[int] = ...) -> None: ...
+    links: _containers.RepeatedCompositeFieldContainer[_link_pb2.LinkReport]
+    def __init__(self, worker_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., running_requests: _Optional[int] = ..., queued_prefill_tokens: _Optional[int] = ..., total_blocks: _Optional[int] = ..., held_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., engine_steps: _Optional[int] = ..., prefill_s_per_token: _Optional[float] = ..., decode_step_s: _Optional[float] = ..., transfer_bytes_per_s: _Optional[float] = ..., transfer_fixed_s: _Optional[float] = ..., draining: _Optional[bool] = ..., orphaned_holds: _Optional[int] = ..., preemptions: _Optional[int] = ..., answer_steps: _Optional[int] = ..., written_tokens: _Optional[int] = ..., guessed_tokens: _Optional[int] = ..., accepted_guesses: _Optional[int] = ..., draft_s: _Optional[float] = ..., draft_held_blocks: _Optional[int] = ..., links: _Optional[_Iterable[_Union[_link_pb2.LinkReport, _Mapping]]] = ...) -> None: ...
 
 class DrainWorkerRequest(_message.Message):
     __slots__ = ()
@@ -170,20 +173,54 @@ class TokenLogprobs(_message.Message):
     def __init__(self, token_id: _Optional[int] = ..., logprob: _Optional[float] = ..., rank: _Optional[int] = ..., top_token_ids: _Optional[_Iterable[int]] = ..., top_logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class PrefillRequest(_message.Message):
-    __slots__ = ("request_id", "attempt", "prompt_token_ids", "sampling", "root_hash", "choices")
+    __slots__ = ("request_id", "attempt", "prompt_token_ids", "sampling", "root_hash", "choices", "fetch")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     ROOT_HASH_FIELD_NUMBER: _ClassVar[int]
     CHOICES_FIELD_NUMBER: _ClassVar[int]
+    FETCH_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     attempt: int
     prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
     sampling: Sampling
     root_hash: bytes
     choices: int
-    def __init__(self, request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., root_hash: _Optional[bytes] = ..., choices: _Optional[int] = ...) -> None: ...
+    fetch: FetchSource
+    def __init__(self, request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., root_hash: _Optional[bytes] = ..., choices: _Optional[int] = ..., fetch: _Optional[_Union[FetchSource, _Mapping]] = ...) -> None: ...
+
+class FetchSource(_message.Message):
+    __slots__ = ("worker_id", "incarnation", "address", "blocks", "patience_s")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    PATIENCE_S_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    incarnation: int
+    address: str
+    blocks: int
+    patience_s: float
+    def __init__(self, worker_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., address: _Optional[str] = ..., blocks: _Optional[int] = ..., patience_s: _Optional[float] = ...) -> None: ...
+
+class FetchReport(_message.Message):
+    __slots__ = ("lender", "asked_blocks", "moved_blocks", "moved_bytes", "transfer_s", "elapsed_s", "failure")
+    LENDER_FIELD_NUMBER: _ClassVar[int]
+    ASKED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    MOVED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    MOVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TRANSFER_S_FIELD_NUMBER: _ClassVar[int]
+    ELAPSED_S_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    lender: str
+    asked_blocks: int
+    moved_blocks: int
+    moved_bytes: int
+    transfer_s: float
+    elapsed_s: float
+    failure: str
+    def __init__(self, lender: _Optional[str] = ..., asked_blocks: _Optional[int] = ..., moved_blocks: _Optional[int] = ..., moved_bytes: _Optional[int] = ..., transfer_s: _Optional[float] = ..., elapsed_s: _Optional[float] = ..., failure: _Optional[str] = ...) -> None: ...
 
 class PrefillEvent(_message.Message):
     __slots__ = ("started", "first_token", "prompt_logprobs")
@@ -196,12 +233,14 @@ class PrefillEvent(_message.Message):
     def __init__(self, started: _Optional[_Union[PrefillStarted, _Mapping]] = ..., first_token: _Optional[_Union[FirstToken, _Mapping]] = ..., prompt_logprobs: _Optional[_Union[PromptLogprobs, _Mapping]] = ...) -> None: ...
 
 class PrefillStarted(_message.Message):
-    __slots__ = ("queue_s", "cached_tokens")
+    __slots__ = ("queue_s", "cached_tokens", "fetch")
     QUEUE_S_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FETCH_FIELD_NUMBER: _ClassVar[int]
     queue_s: float
     cached_tokens: int
-    def __init__(self, queue_s: _Optional[float] = ..., cached_tokens: _Optional[int] = ...) -> None: ...
+    fetch: FetchReport
+    def __init__(self, queue_s: _Optional[float] = ..., cached_tokens: _Optional[int] = ..., fetch: _Optional[_Union[FetchReport, _Mapping]] = ...) -> None: ...
 
 class FirstToken(_message.Message):
     __slots__ = ("token_id", "compute_s", "logprobs", "choice")
@@ -224,7 +263,7 @@ class PromptLogprobs(_message.Message):
     def __init__(self, position: _Optional[int] = ..., tokens: _Optional[_Iterable[_Union[TokenLogprobs, _Mapping]]] = ...) -> None: ...
 
 class DecodeRequest(_message.Message):
-    __slots__ = ("request_id", "attempt", "prompt_token_ids", "sampling", "root_hash", "source", "choices")
+    __slots__ = ("request_id", "attempt", "prompt_token_ids", "sampling", "root_hash", "source", "choices", "fetch")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -232,6 +271,7 @@ class DecodeRequest(_message.Message):
     ROOT_HASH_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     CHOICES_FIELD_NUMBER: _ClassVar[int]
+    FETCH_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     attempt: int
     prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -239,7 +279,8 @@ class DecodeRequest(_message.Message):
     root_hash: bytes
     source: HandoffSource
     choices: int
-    def __init__(self, request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., root_hash: _Optional[bytes] = ..., source: _Optional[_Union[HandoffSource, _Mapping]] = ..., choices: _Optional[int] = ...) -> None: ...
+    fetch: FetchSource
+    def __init__(self, request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., root_hash: _Optional[bytes] = ..., source: _Optional[_Union[HandoffSource, _Mapping]] = ..., choices: _Optional[int] = ..., fetch: _Optional[_Union[FetchSource, _Mapping]] = ...) -> None: ...
 
 class EndChoiceRequest(_message.Message):
     __slots__ = ("request_id", "attempt", "choice")
@@ -258,36 +299,48 @@ class EndChoiceResponse(_message.Message):
     def __init__(self, found: _Optional[bool] = ...) -> None: ...
 
 class HandoffSource(_message.Message):
-    __slots__ = ("worker_id", "incarnation", "address")
+    __slots__ = ("worker_id", "incarnation", "address", "binding")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    BINDING_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     incarnation: int
     address: str
-    def __init__(self, worker_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., address: _Optional[str] = ...) -> None: ...
+    binding: int
+    def __init__(self, worker_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., address: _Optional[str] = ..., binding: _Optional[int] = ...) -> None: ...
 
 class DecodeEvent(_message.Message):
-    __slots__ = ("started", "tokens", "handoff", "finished", "prompt_logprobs")
+    __slots__ = ("started", "tokens", "handoff", "finished", "prompt_logprobs", "kept")
     STARTED_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     HANDOFF_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
     started: DecodeStarted
     tokens: Tokens
     handoff: HandoffReport
     finished: DecodeFinished
     prompt_logprobs: PromptLogprobs
-    def __init__(self, started: _Optional[_Union[DecodeStarted, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., handoff: _Optional[_Union[HandoffReport, _Mapping]] = ..., finished: _Optional[_Union[DecodeFinished, _Mapping]] = ..., prompt_logprobs: _Optional[_Union[PromptLogprobs, _Mapping]] = ...) -> None: ...
+    kept: BlocksKept
+    def __init__(self, started: _Optional[_Union[DecodeStarted, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., handoff: _Optional[_Union[HandoffReport, _Mapping]] = ..., finished: _Optional[_Union[DecodeFinished, _Mapping]] = ..., prompt_logprobs: _Optional[_Union[PromptLogprobs, _Mapping]] = ..., kept: _Optional[_Union[BlocksKept, _Mapping]] = ...) -> None: ...
+
+class BlocksKept(_message.Message):
+    __slots__ = ("blocks",)
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    blocks: int
+    def __init__(self, blocks: _Optional[int] = ...) -> None: ...
 
 class DecodeStarted(_message.Message):
-    __slots__ = ("queue_s", "cached_tokens")
+    __slots__ = ("queue_s", "cached_tokens", "fetch")
     QUEUE_S_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FETCH_FIELD_NUMBER: _ClassVar[int]
     queue_s: float
     cached_tokens: int
-    def __init__(self, queue_s: _Optional[float] = ..., cached_tokens: _Optional[int] = ...) -> None: ...
+    fetch: FetchReport
+    def __init__(self, queue_s: _Optional[float] = ..., cached_tokens: _Optional[int] = ..., fetch: _Optional[_Union[FetchReport, _Mapping]] = ...) -> None: ...
 
 class Tokens(_message.Message):
     __slots__ = ("offset", "token_ids", "logprobs", "choice")

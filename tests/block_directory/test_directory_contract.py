@@ -69,6 +69,18 @@ async def test_an_old_life_does_not_push_out_the_new_one(directory: BlockDirecto
     assert await directory.register(new, LEASE_S, replace=False)
 
 
+async def test_a_life_that_was_replaced_does_not_take_its_successors_place(directory: BlockDirectory) -> None:
+    old, new = record(incarnation=5), record(incarnation=6)
+    assert await directory.register(old, LEASE_S)
+    assert await directory.register(old, LEASE_S), "the answer may have been lost"
+    assert await directory.register(new, LEASE_S)
+    assert not await directory.register(old, LEASE_S)
+    assert await directory.workers() == [new]
+    await directory.unregister(WORKER, new.incarnation)
+    assert await directory.register(old, LEASE_S), "it is alone"
+    assert await directory.workers() == [old]
+
+
 async def test_unregistering_removes_registration_and_snapshot(directory: BlockDirectory) -> None:
     await directory.register(record(incarnation=LIFE), LEASE_S)
     await directory.store_snapshot(WORKER, LIFE, 1, blocks(1))

@@ -55,6 +55,16 @@ def test_a_life_cannot_speak_for_another_worker() -> None:
     assert index.longest_prefix(blocks(2)) == {}
 
 
+def test_what_is_only_predicted_can_be_left_out() -> None:
+    index = PrefixIndex()
+    index.stored(ONE, Incarnation(1), blocks(1, 2))
+    index.stored(TWO, Incarnation(2), blocks(1))
+    index.predict(ONE, blocks(1, 2, 3), 60.0)
+    index.predict(TWO, blocks(1, 2, 3), 60.0)
+    assert index.longest_prefix(blocks(1, 2, 3)) == {ONE: 3, TWO: 3}
+    assert index.longest_prefix(blocks(1, 2, 3), predicted_too=False) == {ONE: 2, TWO: 1}
+
+
 def test_predictions_stand_in_until_their_time_is_up() -> None:
     now = 0.0
     index = PrefixIndex(clock=lambda: now)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -18,6 +19,7 @@ from cluster_core.blocks import CacheCleared
 from cluster_core.errors import PartUnavailable
 from cluster_core.workers import WorkerRecord
 from tests.block_directory.samples import Pool, block, blocks, eventually, quick_settings, record, removed, stored
+from tests.machines.jumping_loop import JumpingLoop
 
 
 @asynccontextmanager
@@ -98,6 +100,42 @@ async def test_an_old_life_keeps_quiet_beside_a_new_one(directory: BlockDirector
             await eventually(lambda: old_publisher.replaced and not old_publisher.healthy)
             assert await directory.workers() == [new]
             assert new_publisher.healthy
+
+
+def test_a_life_whose_successor_lives_is_told_once(settings: DirectorySettings) -> None:
+    loop = JumpingLoop()
+    settings = replace(settings, lease_s=3.0)
+    directory = MemoryDirectory(settings, clock=loop.time)
+    told: list[str] = []
+    lives = [record("decode-0"), record("decode-0")]
+    for name, mine in zip(("old", "new"), lives, strict=True):
+        pool = Pool()
+        publisher = Publisher(directory, mine, pool.drain_events, pool.cached_hashes, settings)
+        publisher.on_replaced = partial(told.append, name)
+        loop.finish(publisher.start())
+        loop.advance(1.5)
+    assert not told
+    loop.advance(30.0)
+    loop.shut()
+    assert told == ["old"]
+
+
+def test_a_server_that_came_back_with_old_data_is_told_everything_again(settings: DirectorySettings) -> None:
+    loop = JumpingLoop()
+    settings = replace(settings, lease_s=3.0)
+    directory, pool, mine = MemoryDirectory(settings, clock=loop.time), Pool(), record("decode-0")
+    pool.store(1)
+    publisher = Publisher(directory, mine, pool.drain_events, pool.cached_hashes, settings)
+    loop.finish(publisher.start())
+    saved = directory.saved()
+    pool.store(2)
+    loop.do(publisher.wake)
+    directory.go_back_to(saved)
+    loop.advance(settings.lease_s / 2)
+    snapshot = loop.finish(directory.snapshot(mine.worker_id, mine.incarnation))
+    loop.shut()
+    assert snapshot is not None
+    assert set(snapshot.hashes) == set(pool.cached_hashes()) == {block(1), block(2)}
 
 
 class Faulty(MemoryDirectory):

@@ -1,11 +1,12 @@
 """What is told of one request."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
-from cluster_core.handoff import HandoffReport
+from cluster_core.handoff import FetchReport, HandoffReport
 from cluster_core.identity import RequestId, WorkerId
 from cluster_launcher.report_rendering import render_report
 from cluster_launcher.request_report import RequestReport, gigabytes_per_s, where
@@ -24,7 +25,7 @@ def _candidate(prefill: str | None, decode: str, total_s: float) -> Candidate:
 
 
 HANDOFF = HandoffReport(
-    moved_blocks=3, kept_blocks=2, moved_bytes=3 << 20, messages=3, transfer_s=0.001, exposed_s=0.0, transport="ucx"
+    moved_blocks=3, kept_blocks=2, moved_bytes=3 << 20, messages=3, transfer_s=0.001, exposed_s=0.0002, transport="ucx"
 )
 
 
@@ -37,6 +38,8 @@ def report() -> RequestReport:
         candidates=(split, local),
         outcome="finished",
         handoff=HANDOFF,
+        rung="first try",
+        link="prefill-0 → decode-1 over ucx (cma)",
         spans=(StageSpan(name="queue", start_s=0, end_s=0.001), StageSpan(name="decode", start_s=0.001, end_s=0.1)),
     )
     timings = Timings(queue_s=0.001, prefill_s=0.01, ttft_s=0.011, handover_s=0.002, tpot_s=0.005, total_s=0.1)
@@ -62,7 +65,7 @@ def report() -> RequestReport:
 
 
 def _printed(report: RequestReport) -> str:
-    console = Console(width=160, record=True, quiet=False, file=None, force_terminal=False)
+    console = Console(width=200, record=True, quiet=False, file=None, force_terminal=False)
     with console.capture() as capture:
         for line in render_report(report, 100, block_size_tokens=16):
             console.print(line)
@@ -74,7 +77,8 @@ def test_placement_cache_handoff_times_and_timeline_are_told(report: RequestRepo
     for told in (
         "prefill-0 → decode-1, predicted 20.0 ms, 30.0 ms before decode-0 alone",
         "32 of 80 prompt tokens found in a cache (2 blocks)",
-        "3 blocks moved, 2 were there already; 3.0 MiB in 1.00 ms by ucx (3.15 GB/s)",
+        "prefill-0 → decode-1 over ucx (cma): 3 blocks moved in 3 messages, 2 were there already; 3.0 MiB in 1.00 ms ",
+        "(3.15 GB/s): 800 µs overlapped with the prefill, 200 µs exposed after it",
         "TTFT 11.0 ms, handover 2.00 ms, ITL 5.00 ms mean, 5.00 ms median, 3 tokens in 100 ms",
         "* prefill-0 → decode-1     20.0 ms = prefill 20.0 ms, 32 / 0 tokens cached",
         "decode-0 alone           50.0 ms = prefill 50.0 ms, 32 / 0 tokens cached",
@@ -87,8 +91,37 @@ def test_placement_cache_handoff_times_and_timeline_are_told(report: RequestRepo
 def test_the_report_is_plain_json(report: RequestReport) -> None:
     facts = json.loads(json.dumps(report.as_json()))
     assert facts["token_ids"] == [1, 2, 3]
-    assert facts["attempts"][0]["placed"] == "prefill-0 → decode-1"
-    assert facts["attempts"][0]["handoff"]["gigabytes_per_s"] == pytest.approx(3.145728)
+    (attempt,) = facts["attempts"]
+    assert (attempt["placed"], attempt["rung"]) == ("prefill-0 → decode-1", "first try")
+    handoff = attempt["handoff"]
+    assert handoff["gigabytes_per_s"] == pytest.approx(3.145728)
+    assert (handoff["overlapped_s"], handoff["exposed_s"]) == (pytest.approx(0.0008), 0.0002)
+    assert (handoff["messages"], handoff["link"]) == (3, "prefill-0 → decode-1 over ucx (cma)")
+    assert attempt["fetch"] is None
+
+
+def test_every_attempt_says_how_it_came_about_and_what_it_left(report: RequestReport) -> None:
+    (last,) = report.attempts
+    broken = replace(last, outcome="TransferFailed: block 9 did not arrive", handoff=None, link="", kept_of_failed=9)
+    moved = replace(broken, rung="other decode worker", kept_of_failed=0)
+    fetch = FetchReport(
+        lender=WorkerId("decode-7"),
+        asked_blocks=9,
+        moved_blocks=4,
+        moved_bytes=4096,
+        transfer_s=0.001,
+        elapsed_s=0.002,
+        failure="decode-7 is lost",
+    )
+    resumed = replace(last, attempt=2, rung="partial pull", fetch=fetch)
+    text = _printed(replace(report, attempts=(broken, moved, resumed)))
+    for told in (
+        "; it ended with: TransferFailed: block 9 did not arrive; 9 blocks of its hand-over were kept",
+        "attempt 1, other decode worker: prefill-0 → decode-1",
+        "attempt 2, partial pull: prefill-0 → decode-1",
+        "4 of 9 blocks from the cache of decode-7, 4.0 KiB in 2.00 ms; it ended early: decode-7 is lost",
+    ):
+        assert told in text, text
 
 
 def test_a_local_placement_is_called_by_its_worker() -> None:

@@ -202,7 +202,7 @@ def test_an_empty_request_has_no_presence() -> None:
 
 def test_every_option_of_the_client_has_a_field_and_every_field_an_option() -> None:
     fields = set(generation_pb2.SamplingParams.DESCRIPTOR.fields_by_name)
-    outside = {"request_id", "model", "cache_salt", "priority"}
+    outside = {"request_id", "model", "cache_salt", "priority", "recovery"}
     assert set(GenerateOptions.__annotations__) == fields | outside
 
 
@@ -212,6 +212,9 @@ def test_options_are_written_as_users_have_them() -> None:
     assert dict(request.sampling_params.logit_bias) == {5: -1.5}
     assert request.sampling_params.n == 2
     assert list(make_request("x", {"choice": ["a", "b"]}).sampling_params.choice.choices) == ["a", "b"]
+    assert make_request("x", {"recovery": "fail"}).recovery == generation_pb2.RECOVERY_FAIL
+    with pytest.raises(tree.InvalidField, match="recovery: is 'hope': must be 'recover' or 'fail'"):
+        make_request("x", {"recovery": "hope"})
     assert make_request("x", {"json_object": True}).sampling_params.WhichOneof("constraint") == "json_object"
 
 

@@ -12,18 +12,22 @@ from cluster_core.errors import InvalidField
 from cluster_core.handoff import (
     AcceptBlocks,
     BlocksSealed,
-    BlocksSent,
     ExporterMessage,
     ExportFailed,
     ExportFinished,
     ExportOpened,
+    FetchReport,
+    FetchSource,
     HandoffReport,
     ImporterMessage,
     OpenExport,
+    OpenFetch,
     PullBlocks,
     RejectBlocks,
+    WireOffer,
 )
 from cluster_core.identity import Attempt, BlockHash, Incarnation, RequestId, Role, WorkerId
+from cluster_core.links import LinkReport
 from cluster_core.workers import WorkerLoad
 from cluster_rpc import worker_messages
 from cluster_rpc.handoff_messages import (
@@ -59,27 +63,53 @@ references = st.builds(
 blocks = st.lists(references, max_size=4, unique_by=lambda block: block.position).map(tuple)
 tags = st.integers(0, 2**64 - 10)
 
+hashes = st.lists(st.binary(min_size=16, max_size=16).map(BlockHash), min_size=1, max_size=4).map(tuple)
+openings = st.builds(
+    OpenExport,
+    request_id=order_ids,
+    attempt=attempts,
+    exporter_incarnation=incarnations,
+    importer=worker_ids,
+    importer_incarnation=incarnations,
+    importer_transport_address=st.binary(max_size=300),
+    layout=reasons,
+    wire=st.none() | st.builds(WireOffer, format=st.text("abc8", max_size=8), gain_s_per_byte=st.floats(0, 1)),
+)
 importer_messages: st.SearchStrategy[ImporterMessage] = st.one_of(
-    st.builds(
-        OpenExport,
-        request_id=order_ids,
-        attempt=attempts,
-        exporter_incarnation=incarnations,
-        importer=worker_ids,
-        importer_incarnation=incarnations,
-        importer_transport_address=st.binary(max_size=300),
-        layout=reasons,
-    ),
+    openings,
+    st.builds(OpenFetch, opening=openings, first=st.integers(0, 2**20 - 10), hashes=hashes),
     st.builds(PullBlocks, tag=tags, positions=positions),
     st.builds(AcceptBlocks),
     st.builds(RejectBlocks, reason=reasons, positions=positions),
 )
 exporter_messages: st.SearchStrategy[ExporterMessage] = st.one_of(
-    st.builds(ExportOpened, lease_s=st.floats(0.1, 3600), exporter_transport_address=st.binary(max_size=300)),
+    st.builds(
+        ExportOpened,
+        lease_s=st.floats(0.1, 3600),
+        exporter_transport_address=st.binary(max_size=300),
+        wire_format=st.text("abc8", max_size=8),
+    ),
     st.builds(BlocksSealed, blocks=blocks),
-    st.builds(BlocksSent, tag=tags, blocks=blocks),
     st.builds(ExportFinished, first_token_id=u32, fork_token_ids=st.lists(u32, max_size=3).map(tuple)),
     st.builds(ExportFailed, reason=reasons),
+)
+sources = st.builds(
+    FetchSource,
+    worker_id=worker_ids,
+    incarnation=incarnations,
+    address=reasons,
+    blocks=st.integers(1, 2**20),
+    patience_s=seconds,
+)
+fetches = st.builds(
+    FetchReport,
+    lender=worker_ids,
+    asked_blocks=u32,
+    moved_blocks=u32,
+    moved_bytes=u64,
+    transfer_s=seconds,
+    elapsed_s=seconds,
+    failure=reasons,
 )
 orders = st.builds(
     WorkOrder,
@@ -89,6 +119,7 @@ orders = st.builds(
     sampling=samplings,
     root_hash=st.binary(min_size=16, max_size=16),
     choices=st.integers(1, 64),
+    fetch=st.none() | sources,
 )
 origins = st.builds(PrefillOrigin, worker_id=worker_ids, incarnation=incarnations, address=reasons)
 loads = st.builds(
@@ -127,7 +158,16 @@ def test_orders_survive_the_wire(order: WorkOrder, origin: PrefillOrigin | None)
     assert worker_messages.order_from_proto(worker_pb2.PrefillRequest.FromString(prefill)) == order
     sent = replace(order, origin=origin)
     decode = worker_messages.decode_to_proto(sent).SerializeToString()
-    assert worker_messages.order_from_proto(worker_pb2.DecodeRequest.FromString(decode)) == sent
+    told = sent if origin is None else replace(sent, fetch=None)
+    assert worker_messages.order_from_proto(worker_pb2.DecodeRequest.FromString(decode)) == told, "the reader fetches"
+
+
+@given(fetches)
+def test_reports_of_fetches_survive_the_wire(report: FetchReport) -> None:
+    message = worker_messages.fetch_to_proto(report)
+    assert message is not None
+    assert worker_messages.fetch_from_proto(worker_pb2.FetchReport.FromString(message.SerializeToString())) == report
+    assert worker_messages.fetch_to_proto(None) is None
 
 
 @given(worker_ids, incarnations, loads)
@@ -140,7 +180,8 @@ def test_loads_survive_the_wire(worker_id: WorkerId, incarnation: Incarnation, l
 
 def test_every_field_of_a_load_has_a_place_on_the_wire() -> None:
     numbers = {name: index + 1 for index, name in enumerate(WorkerLoad.__slots__)}
-    load = WorkerLoad(**{**numbers, "draining": True})  # type: ignore[arg-type]  # whole numbers do for floats
+    link = LinkReport(peer=WorkerId("w-1"), incarnation=Incarnation(2), transport="ucx")
+    load = WorkerLoad(**{**numbers, "draining": True, "links": (link,)})  # type: ignore[arg-type]  # whole numbers do for floats
     status = worker_messages.status_to_proto(WorkerId("w"), Incarnation(1), load)
     assert worker_messages.load_from_proto(status) == load
 
@@ -175,7 +216,6 @@ def sealed(*blocks: dict[str, Any]) -> pb.ExporterMessage:
             "opened.exporter_transport_address",
         ),
         (pb.ExporterMessage(failed=pb.ExportFailed(reason="x" * 3000)), "failed.reason"),
-        (pb.ExporterMessage(sent=pb.BlocksSent(tag=2**64 - 1, blocks=[GOOD, {**GOOD, "position": 1}])), "sent.tag"),
         (sealed({**GOOD, "hash": b"short"}), "sealed.blocks[0].hash"),
         (sealed({**GOOD, "digest": b""}), "sealed.blocks[0].digest"),
         (sealed({**GOOD, "tokens": 0}), "sealed.blocks[0].tokens"),
@@ -209,6 +249,9 @@ OPEN: dict[str, Any] = {
         (pb.ImporterMessage(open=pb.OpenExport(**{**OPEN, "exporter_incarnation": 0})), "open.exporter_incarnation"),
         (pb.ImporterMessage(open=pb.OpenExport(**{**OPEN, "importer": "../etc"})), "open.importer"),
         (pb.ImporterMessage(open=pb.OpenExport(**{**OPEN, "layout": "l" * 600})), "open.layout"),
+        (pb.ImporterMessage(fetch=pb.OpenFetch(opening=pb.OpenExport(**OPEN))), "fetch.hashes"),
+        (pb.ImporterMessage(fetch=pb.OpenFetch(opening=pb.OpenExport(**OPEN), hashes=[b"short"])), "fetch.hashes"),
+        (pb.ImporterMessage(fetch=pb.OpenFetch(first_position=2**32 - 1, hashes=[b"h" * 16])), "fetch.hashes"),
         (pb.ImporterMessage(pull=pb.PullBlocks(tag=1, positions=[3, 3])), "pull.positions"),
         (pb.ImporterMessage(pull=pb.PullBlocks(tag=2**64 - 1, positions=[0, 1])), "pull.tag"),
         (pb.ImporterMessage(reject=pb.RejectBlocks(reason="x" * 3000)), "reject.reason"),
@@ -236,6 +279,10 @@ ORDER: dict[str, Any] = {"request_id": "r", "attempt": 1, "prompt_token_ids": [1
         ({"source": {"worker_id": "p", "incarnation": 1, "address": "x" * 300}}, "source.address"),
         ({"sampling": {**SAMPLING, "max_tokens": 0}}, "sampling.max_tokens"),
         ({"choices": 65}, "choices"),
+        ({"fetch": {"worker_id": "", "incarnation": 1, "blocks": 1}}, "fetch.worker_id"),
+        ({"fetch": {"worker_id": "p", "incarnation": 0, "blocks": 1}}, "fetch.incarnation"),
+        ({"fetch": {"worker_id": "p", "incarnation": 1, "blocks": 0}}, "fetch.blocks"),
+        ({"fetch": {"worker_id": "p", "incarnation": 1, "blocks": 1, "patience_s": -1.0}}, "fetch.patience_s"),
         ({"request_id": "r~1~2"}, "request_id"),
     ],
 )

@@ -29,22 +29,21 @@ class FakeSource:
         self.error: Exception | None = None
         self.prompts: dict[str, tuple[int, ...]] = {}
         self.jobs: list[ImportJob] = []
+        self.landed: frozenset[int] = frozenset()
+        """Positions that arrive, checked, whatever becomes of the others."""
+        self.rounded = False
         self._engine = engine
 
     async def __call__(self, origin: PrefillOrigin, job: ImportJob) -> Imported:
         assert origin == ORIGIN
         self.jobs.append(job)
+        if landed := self.landed - job.kept:
+            self._bring(job, landed)
+            job.remains.verified = landed
         await self.go.wait()
         if self.error is not None:
             raise self.error
-        prompt = self.prompts[job.request_id]
-        assert list(job.hashes) == chain_hashes(ROOT, prompt, FAKE_LAYOUT.block_size_tokens)
-        peer = FakeEngine(len(job.targets))
-        part = SequenceSlice(token_ids=prompt, start=0, block_table=range(len(job.targets)), draw=GREEDY)
-        (first,) = peer.step(StepPlan(slices=(part,))).slices[0].token_ids
-        for position, target in enumerate(job.targets):
-            if position not in job.kept:
-                self._engine.memory.buffer(target)[:] = peer.memory.buffer(position)
+        first = self._bring(job, frozenset(range(len(job.targets))) - job.kept)
         moved = len(job.targets) - len(job.kept)
         report = HandoffReport(
             moved_blocks=moved,
@@ -55,7 +54,19 @@ class FakeSource:
             exposed_s=0.01,
             transport="fake",
         )
-        return Imported(first_token_id=first, report=report)
+        return Imported(first_token_id=first, report=report, rounded=self.rounded)
+
+    def _bring(self, job: ImportJob, positions: frozenset[int]) -> int:
+        """Fill the targets at ``positions``, those that the prompt has; return the first token."""
+        prompt = self.prompts[job.request_id]
+        assert list(job.hashes) == chain_hashes(ROOT, prompt, FAKE_LAYOUT.block_size_tokens)
+        peer = FakeEngine(len(job.targets))
+        part = SequenceSlice(token_ids=prompt, start=0, block_table=range(len(job.targets)), draw=GREEDY)
+        (first,) = peer.step(StepPlan(slices=(part,))).slices[0].token_ids
+        for position, target in enumerate(job.targets):
+            if position in positions:
+                self._engine.memory.buffer(target)[:] = peer.memory.buffer(position)
+        return first
 
 
 class Bench:

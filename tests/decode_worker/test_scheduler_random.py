@@ -46,17 +46,21 @@ REQUESTS = st.builds(
     spare=st.integers(0, 6),
     imports_go_at=st.integers(0, 60),
     imports_fail=st.booleans(),
+    landed=st.frozensets(st.integers(0, 5)),
 )
 def test_every_request_ends_in_any_pool_that_holds_the_largest(
-    requests: list[Request], spare: int, imports_go_at: int, imports_fail: bool
+    requests: list[Request], spare: int, imports_go_at: int, imports_fail: bool, landed: frozenset[int]
 ) -> None:
-    asyncio.run(_run(requests, spare, imports_go_at, imports_fail))
+    asyncio.run(_run(requests, spare, imports_go_at, imports_fail, landed))
 
 
-async def _run(requests: list[Request], spare: int, imports_go_at: int, imports_fail: bool) -> None:
+async def _run(
+    requests: list[Request], spare: int, imports_go_at: int, imports_fail: bool, landed: frozenset[int]
+) -> None:
     largest = max(-(-(request.prompt + request.max_tokens) // 4) for request in requests)
     bench = Bench(total_blocks=largest + spare, settings=SMALL)
     bench.source.go.clear()
+    bench.source.landed = landed
     bench.source.error = TransferFailed("planted") if imports_fail else None
     answers: dict[int, Answer] = {}
     for now in range(MOST_STEPS):

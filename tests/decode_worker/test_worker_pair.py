@@ -11,13 +11,13 @@ from block_directory.memory_directory import MemoryDirectory
 from cluster_core.identity import BlockHash, Incarnation, WorkerId
 from cluster_rpc.v1 import worker_pb2 as pb
 from cluster_rpc.v1 import worker_pb2_grpc
-from cluster_rpc.worker_messages import PrefillOrigin, decode_to_proto, prefill_to_proto
+from cluster_rpc.worker_messages import PrefillOrigin, WorkOrder, decode_to_proto, prefill_to_proto
 from decode_worker.worker import DecodeWorker
 from prefill_worker.worker import PrefillWorker
 from tests.eventually import eventually
 from tests.fake_engine import FAKE_LAYOUT, GREEDY, StepGate, fake_answer
 from tests.worker_orders import make_order, make_prompt
-from tests.worker_pair import DECODE, PREFILL, WorkerPair, running_pair
+from tests.worker_pair import DECODE, PREFILL, TRANSFER, WorkerPair, running_pair
 
 SAMPLED = replace(GREEDY, temperature=1.0, seed=11)
 
@@ -33,6 +33,14 @@ async def code_of(call: "asyncio.Task[Any] | Any") -> grpc.StatusCode:
 async def drain(call: Any) -> None:
     async for _ in call:
         pass
+
+
+async def until_read(pair: WorkerPair, order: WorkOrder) -> Any:
+    """Have a prompt read; return the call, which lasts for as long as the prompt's blocks are on offer."""
+    call = pair.client.prefill.Prefill(prefill_to_proto(order))
+    while not (await call.read()).HasField("first_token"):
+        pass
+    return call
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
@@ -176,9 +184,17 @@ async def test_an_exporter_that_ends_in_the_middle_is_a_clear_failure() -> None:
 
 async def test_a_prefill_whose_blocks_nobody_fetches_frees_them_with_its_lease() -> None:
     async with running_pair() as pair:
-        order = make_order("a", make_prompt(9))
-        await drain(pair.client.prefill.Prefill(prefill_to_proto(order)))
+        call = await until_read(pair, make_order("a", make_prompt(9)))
         assert pair.prefill.parts.pool.counts().held == 3
+        assert await call.code() is grpc.StatusCode.OK
+        await pair.until_free()
+
+
+async def test_a_prefill_whose_caller_leaves_frees_its_blocks_at_once() -> None:
+    async with running_pair(transfer=replace(TRANSFER, lease_s=60.0, grace_s=60.0)) as pair:
+        call = await until_read(pair, make_order("a", make_prompt(9)))
+        assert pair.prefill.parts.pool.counts().held == 3
+        call.cancel()
         await pair.until_free()
 
 
@@ -304,10 +320,12 @@ async def test_a_prefill_that_fails_fails_both_legs_and_frees_both_pools() -> No
 async def test_an_attempt_is_read_once_and_the_next_one_again() -> None:
     async with running_pair() as pair:
         first = make_order("a", make_prompt(9))
-        await drain(pair.client.prefill.Prefill(prefill_to_proto(first)))
+        call = await until_read(pair, first)
         again = pair.client.prefill.Prefill(prefill_to_proto(first))
         assert await code_of(drain(again)) is grpc.StatusCode.ABORTED
-        await drain(pair.client.prefill.Prefill(prefill_to_proto(make_order("a", make_prompt(9), attempt=2))))
+        later = await until_read(pair, make_order("a", make_prompt(9), attempt=2))
+        assert await call.code() is grpc.StatusCode.OK
         order = make_order("a", make_prompt(9), attempt=2, origin=pair.client.origin)
         await drain(pair.client.decode.Decode(decode_to_proto(order)))
+        assert await later.code() is grpc.StatusCode.OK
         await pair.until_free()

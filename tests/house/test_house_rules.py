@@ -17,6 +17,7 @@ UNSAFE_CALLS = re.compile(
 )
 # The only other places: a library reads the environment when it is imported or started there.
 READS_ENVIRONMENT = {
+    "kv_transfer/nixl_transport.py",
     "kv_transfer/ucx_transport.py",
 }
 

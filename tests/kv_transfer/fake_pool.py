@@ -11,7 +11,7 @@ from cluster_core.holds import Hold, LeaseHold, RequestHold, WriterHold
 from cluster_core.identity import Attempt, BlockHash, RequestId
 from cluster_core.layout import KvLayout
 from kv_transfer.digest import block_digest
-from kv_transfer.exporter import SealedBlock
+from kv_transfer.export_memory import SealedBlock
 
 LAYOUT = KvLayout(layers=2, kv_heads=2, head_dim=16, block_size_tokens=16, dtype="float32")
 TOKEN_BYTES = LAYOUT.token_bytes
@@ -27,6 +27,10 @@ class FakePool:
         self.bytes = np.random.default_rng(seed).integers(0, 256, (blocks, layout.block_bytes), dtype=np.uint8)
         self.holds: dict[int, set[Hold]] = defaultdict(set)
         self.generations = [1] * blocks
+
+    @property
+    def rows(self) -> NDArray[np.uint8]:
+        return self.bytes
 
     def buffer(self, index: int) -> NDArray[np.uint8]:
         block: NDArray[np.uint8] = self.bytes[index]

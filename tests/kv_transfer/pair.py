@@ -3,6 +3,7 @@
 import asyncio
 from asyncio import Future
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from cluster_core.holds import LeaseHold, WriterHold
 from kv_transfer.exporter import Exporter
 from kv_transfer.importer import Imported, Importer
 from kv_transfer.loopback_transport import LoopbackNetwork, LoopbackTransport
+from kv_transfer.lots import Landed, Lot
 from kv_transfer.transport import Peer, Transport
 from tests.kv_transfer.fake_pool import ATTEMPT, REQUEST, FakePool, sealed_blocks
 from tests.kv_transfer.handover import SETTINGS, Channel, Clock, job_of, make_exporter, make_importer
@@ -41,6 +43,12 @@ class SwitchedPeer:
 
     def receive(self, buffer: Any, tag: int) -> Future[None]:
         return self._peer.receive(buffer, tag + self._transport.astray)
+
+    def send_lot(self, lot: Lot) -> Future[None]:
+        return self._peer.send_lot(lot)
+
+    def receive_lot(self, lot: Lot, landed: Landed) -> Future[None]:
+        return self._peer.receive_lot(replace(lot, tag=lot.tag + self._transport.astray), landed)
 
     def abort(self) -> None:
         self._transport.aborts += 1

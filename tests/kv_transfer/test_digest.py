@@ -68,7 +68,7 @@ def test_it_is_the_bytes_that_count_not_where_they_lie() -> None:
         ("lease_s", 0.0),
         ("grace_s", float("nan")),
         ("pull_timeout_s", -1),
-        ("blocks_in_flight", 0),
+        ("blocks_in_flight", -1),
     ],
 )
 def test_settings_that_cannot_be_right_name_their_key(key: str, value: Any) -> None:

@@ -14,7 +14,6 @@ from cluster_core.errors import ExportGone, TransferFailed
 from cluster_core.handoff import (
     AcceptBlocks,
     BlocksSealed,
-    BlocksSent,
     ExportFailed,
     ExportFinished,
     ExportOpened,
@@ -28,7 +27,7 @@ from kv_transfer.import_session import Expectation, ImporterSession, ImporterSta
 from kv_transfer.session import (
     Answer,
     BlockLanded,
-    BlocksRead,
+    BlocksFilled,
     BlocksReady,
     Complete,
     ExporterEvent,
@@ -60,7 +59,6 @@ OPENING = OpenExport(
 IMPORTER_EVENTS: dict[type, Any] = {
     ExportOpened: OPENED,
     BlocksSealed: BlocksSealed(blocks=(REFERENCES[2],)),
-    BlocksSent: BlocksSent(tag=0, blocks=(REFERENCES[0],)),
     ExportFinished: ExportFinished(first_token_id=3),
     ExportFailed: ExportFailed(reason="gone"),
     BlockLanded: BlockLanded(position=0, digest=REFERENCES[0].digest),
@@ -70,10 +68,10 @@ EXPORTER_EVENTS: dict[type, Any] = {
     PullBlocks: PullBlocks(tag=1, positions=(0,)),
     AcceptBlocks: AcceptBlocks(),
     RejectBlocks: RejectBlocks(reason="wrong", positions=(0,)),
+    BlocksFilled: BlocksFilled(blocks=(REFERENCES[2],)),
     BlocksReady: BlocksReady(blocks=(REFERENCES[2],)),
     PrefillFinished: PrefillFinished(first_token_id=3),
     PrefillFailed: PrefillFailed(reason="cancelled"),
-    BlocksRead: BlocksRead(tag=1, blocks=(REFERENCES[0],)),
     ImporterLeft: ImporterLeft(),
     LeaseExpired: LeaseExpired(),
 }
@@ -275,12 +273,11 @@ class Exchange:
                     pass
 
     def send(self, sealed: list[BlockReference]) -> None:
-        """Send what was pulled of ``sealed``, and say so."""
+        """Send what was pulled of ``sealed``."""
         for tag, positions in self.pulls.items():
             blocks = tuple(one for one in sealed if one.position in positions)
             self.pulls[tag] = tuple(one for one in positions if one not in {block.position for block in blocks})
             self.landing += [BlockLanded(position=one.position, digest=one.digest) for one in blocks]
-            self.said += [BlocksSent(tag=tag, blocks=blocks)] * bool(blocks)
 
     def moves(self) -> list[Callable[[int], None]]:
         """Return what can happen next in a hand-over where nothing goes wrong."""
@@ -293,7 +290,6 @@ class Exchange:
     def harms(self) -> list[Callable[[int], None]]:
         """Return what can go wrong next."""
         harms: list[Callable[[int], None]] = [self.land_wrong] * bool(self.landing)
-        harms += [self.echo_wrong] * bool(self.said and isinstance(self.said[0], BlocksSent))
         early = not self.finished and any(one.position not in self.kept for one in self.to_seal)
         return harms + [self.finish] * early
 
@@ -321,11 +317,6 @@ class Exchange:
 
     def land_wrong(self, _draw: int) -> None:
         self.feed(replace(self.landing.pop(), digest=b"x" * 16))
-
-    def echo_wrong(self, _draw: int) -> None:
-        echo = self.said.pop(0)
-        spoiled = replace(echo.blocks[0], generation=echo.blocks[0].generation + 1)
-        self.feed(replace(echo, blocks=(spoiled, *echo.blocks[1:])))
 
 
 @st.composite

@@ -1,133 +1,19 @@
-"""One suite over every transport: `kv_transfer.transport` says what it holds them to."""
+"""One suite over every transport: `kv_transfer.transport` says what it holds them to. Lots: `test_transport_lots`."""
 
 import asyncio
 import itertools
-import subprocess
-import sys
-from asyncio import Future
-from collections.abc import AsyncIterator, Iterator
 from types import SimpleNamespace
-from typing import Protocol
 
 import numpy as np
 import pytest
 
 from cluster_core.errors import TransferFailed, WorkerLost
-from kv_transfer.loopback_transport import LoopbackNetwork, LoopbackTransport
-from kv_transfer.settings import TransferSettings
 from kv_transfer.transport import Transport
 from kv_transfer.ucx_transport import UcxTransport
 from tests.kv_transfer.patterns import pattern
+from tests.kv_transfer.transport_sides import NOTICE_S, SETTINGS, TIMEOUT_S, Sender, outcomes
 
-NOTICE_S = 3.0
-TIMEOUT_S = 20.0
-SETTINGS = TransferSettings(ucx_keepalive_s=0.2)
-KINDS = ("loopback", "ucx in one process", "ucx in two processes")
 _tags = itertools.count(1 << 60, 1 << 16)
-
-
-class Sender(Protocol):
-    """The other worker."""
-
-    address: bytes
-
-    async def send(self, to: bytes, tag: int, size: int) -> None: ...
-    async def die(self) -> None: ...
-
-
-class SenderHere:
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
-        self.address = transport.address
-        self._sends: list[Future[None]] = []
-
-    async def send(self, to: bytes, tag: int, size: int) -> None:
-        peer = await self._transport.connect(to)
-        self._sends.append(peer.send(pattern(tag, size), tag))
-
-    async def die(self) -> None:
-        await self._transport.close()
-        await asyncio.gather(*self._sends, return_exceptions=True)
-
-
-class SenderProcess:
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.kv_transfer.sender_process"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self._process.stdout is not None
-        self.address = bytes.fromhex(self._process.stdout.readline())
-
-    async def send(self, to: bytes, tag: int, size: int) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{to.hex()} {tag} {size}\n")
-        self._process.stdin.flush()
-
-    async def die(self) -> None:
-        self.kill()
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.communicate()
-
-
-@pytest.fixture(scope="module")
-def lasting_process() -> Iterator[SenderProcess]:
-    process = SenderProcess()
-    yield process
-    process.kill()
-
-
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def network() -> LoopbackNetwork:
-    return LoopbackNetwork()
-
-
-@pytest.fixture
-async def here(kind: str, network: LoopbackNetwork) -> AsyncIterator[Transport]:
-    transport: Transport = LoopbackTransport(network) if kind == "loopback" else UcxTransport(SETTINGS)
-    await transport.start()
-    yield transport
-    await transport.close()
-    await transport.close()
-
-
-@pytest.fixture
-async def sender(kind: str, network: LoopbackNetwork, request: pytest.FixtureRequest) -> AsyncIterator[Sender]:
-    if kind == "ucx in two processes":
-        yield request.getfixturevalue("lasting_process")
-        return
-    one = await _sender_here(kind, network)
-    yield one
-    await one.die()
-
-
-@pytest.fixture
-async def mortal(kind: str, network: LoopbackNetwork) -> AsyncIterator[Sender]:
-    one: Sender = SenderProcess() if kind == "ucx in two processes" else await _sender_here(kind, network)
-    yield one
-    await one.die()
-
-
-async def _sender_here(kind: str, network: LoopbackNetwork) -> SenderHere:
-    transport: Transport = LoopbackTransport(network) if kind == "loopback" else UcxTransport(SETTINGS)
-    await transport.start()
-    return SenderHere(transport)
-
-
-async def _landed(receives: list[Future[None]]) -> list[BaseException | None]:
-    done, pending = await asyncio.wait(receives, timeout=TIMEOUT_S)
-    assert not pending
-    assert len(done) == len(receives)
-    return [receive.exception() for receive in receives]
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 4095, 8191, 8192, 8193, 196_608, 1 << 20, 4 << 20])
@@ -136,7 +22,7 @@ async def test_a_message_of_any_size_arrives_whole(here: Transport, sender: Send
     target = np.full(size + 2, 255, np.uint8)
     receive = peer.receive(target[1 : size + 1], tag)
     await sender.send(here.address, tag, size)
-    assert await _landed([receive]) == [None]
+    assert await outcomes([receive]) == [None]
     assert np.array_equal(target[1 : size + 1], pattern(tag, size))
     assert target[0] == target[-1] == 255
 
@@ -147,8 +33,8 @@ async def test_a_message_may_come_before_its_receive(here: Transport, sender: Se
     await sender.send(here.address, first, size)
     await sender.send(here.address, second, 1)
     late, early = np.zeros(size, np.uint8), np.zeros(1, np.uint8)
-    assert await _landed([peer.receive(early, second)]) == [None]
-    assert await _landed([peer.receive(late, first)]) == [None]
+    assert await outcomes([peer.receive(early, second)]) == [None]
+    assert await outcomes([peer.receive(late, first)]) == [None]
     assert np.array_equal(late, pattern(first, size))
 
 
@@ -159,7 +45,7 @@ async def test_many_messages_in_flight_find_their_buffers_in_any_order(here: Tra
     receives = [peer.receive(targets[number], tag + int(number)) for number in order]
     for number in range(count):
         await sender.send(here.address, tag + number, size)
-    assert await _landed(receives) == [None] * count
+    assert await outcomes(receives) == [None] * count
     for number in range(count):
         assert np.array_equal(targets[number], pattern(tag + number, size))
 
@@ -172,11 +58,11 @@ async def test_abort_cancels_this_peers_receives_and_no_others(here: Transport, 
     going_on = other.receive(kept, tag + 2)
     given_up.abort()
     given_up.abort()
-    assert all(isinstance(error, TransferFailed) for error in await _landed(cancelled))
+    assert all(isinstance(error, TransferFailed) for error in await outcomes(cancelled))
     assert not going_on.done()
     await sender.send(here.address, tag, 50_000)
     await sender.send(here.address, tag + 2, 50_000)
-    assert await _landed([going_on]) == [None]
+    assert await outcomes([going_on]) == [None]
     assert np.array_equal(kept, pattern(tag + 2, 50_000))
     assert not dropped.any()
 
@@ -185,10 +71,10 @@ async def test_a_peer_can_receive_again_after_an_abort(here: Transport, sender: 
     tag, peer, target = next(_tags), await here.connect(sender.address), np.zeros(10, np.uint8)
     cancelled = peer.receive(target, tag)
     peer.abort()
-    await _landed([cancelled])
+    await outcomes([cancelled])
     again = peer.receive(target, tag + 1)
     await sender.send(here.address, tag + 1, 10)
-    assert await _landed([again]) == [None]
+    assert await outcomes([again]) == [None]
 
 
 @pytest.mark.parametrize("size", [1000, 100_000])
@@ -198,7 +84,7 @@ async def test_a_message_longer_than_the_buffer_fails_and_stays_inside(
     tag, peer, target = next(_tags), await here.connect(sender.address), np.full(200_000, 255, np.uint8)
     receive = peer.receive(target[: size - 1], tag)
     await sender.send(here.address, tag, size)
-    assert isinstance((await _landed([receive]))[0], TransferFailed)
+    assert isinstance((await outcomes([receive]))[0], TransferFailed)
     assert (target[size - 1 :] == 255).all()
 
 
@@ -206,7 +92,7 @@ async def test_a_short_message_leaves_the_rest_of_the_buffer(here: Transport, se
     tag, peer, target = next(_tags), await here.connect(sender.address), np.full(100_000, 255, np.uint8)
     receive = peer.receive(target, tag)
     await sender.send(here.address, tag, 60_000)
-    assert await _landed([receive]) == [None]
+    assert await outcomes([receive]) == [None]
     assert np.array_equal(target[:60_000], pattern(tag, 60_000))
     assert (target[60_000:] == 255).all()
 
@@ -218,8 +104,8 @@ async def test_after_the_senders_death_an_abort_frees_the_buffers(here: Transpor
         await mortal.send(here.address, tag + number, 300_000)
     await mortal.die()
     peer.abort()
-    errors = await _landed(receives)
-    assert all(error is None or isinstance(error, TransferFailed) for error in errors)
+    errors = await outcomes(receives)
+    assert all(error is None or isinstance(error, TransferFailed | WorkerLost) for error in errors)
     assert all(isinstance(error, TransferFailed) for error in errors[10:])
 
 
@@ -230,13 +116,13 @@ async def test_a_new_life_at_a_new_address_is_reached(
     lost = old.receive(np.zeros(10, np.uint8), next(_tags))
     await mortal.die()
     old.abort()
-    await _landed([lost])
+    await outcomes([lost])
     assert sender.address != mortal.address, kind
     tag, target = next(_tags), np.zeros(100_000, np.uint8)
     new = await here.connect(sender.address)
     receive = new.receive(target, tag)
     await sender.send(here.address, tag, 100_000)
-    assert await _landed([receive]) == [None]
+    assert await outcomes([receive]) == [None]
 
 
 async def test_sending_to_the_dead_says_so(here: Transport, mortal: Sender) -> None:
@@ -265,7 +151,7 @@ async def test_closing_cancels_what_is_pending(here: Transport, sender: Sender) 
     peer = await here.connect(sender.address)
     receive = peer.receive(np.zeros(10, np.uint8), next(_tags))
     await here.close()
-    assert isinstance((await _landed([receive]))[0], TransferFailed)
+    assert isinstance((await outcomes([receive]))[0], TransferFailed)
 
 
 async def test_ucx_forgets_dead_endpoints_when_it_makes_one() -> None:

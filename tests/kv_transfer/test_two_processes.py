@@ -15,7 +15,7 @@ from cluster_core.handoff import ExporterMessage, ImporterMessage
 from cluster_core.holds import WriterHold
 from kv_transfer.importer import Importer
 from kv_transfer.settings import TransferSettings
-from kv_transfer.ucx_transport import UcxTransport
+from kv_transfer.transport import make_transport
 from tests.kv_transfer.exporter_process import SEED
 from tests.kv_transfer.fake_pool import FakePool, sealed_blocks
 from tests.kv_transfer.handover import job_of, make_importer
@@ -55,7 +55,7 @@ async def _start_exporter(tokens: int, blocks: int = -1) -> Process:
 
 @pytest.fixture
 async def importer() -> AsyncIterator[Importer]:
-    transport = UcxTransport(SETTINGS)
+    transport = make_transport(SETTINGS)
     await transport.start()
     one = make_importer(transport, FakePool(200), SETTINGS)
     yield one

@@ -3,7 +3,7 @@
 Workers store and forget blocks, crash, are started again, and come back as zombies; the server falls silent, to all or
 to one, loses answers, tells entries twice or out of order, trims its log, loses everything or goes back to an old
 state. Whatever happens, the router never believes of a life what that life never held, and never returns to a life
-whose successor it knows, unless the server itself went back. Once all is calm, its index is exactly what the living
+whose successor it knows. Once all is calm, its index is exactly what the living
 workers hold.
 """
 
@@ -70,7 +70,6 @@ class DirectoryMachine(RuleBasedStateMachine):
         self.succeeded: set[Incarnation] = set()
         """Lives whose successor the router has been told of."""
         self.went_back = False
-        self.disk_was_used = False
         self.follower = Follower(self.directory, self.index, self._workers_told, SETTINGS, randomness=_dice(0))
         self.loop.finish(self.follower.start())
         for name in ("decode-0", "prefill-0"):
@@ -124,13 +123,18 @@ class DirectoryMachine(RuleBasedStateMachine):
         self._pause(zombie)
 
     def _is_replaced(self, zombie: Life) -> bool:
-        """Say whether an old life knows that it was registered, and the directory knows its successor.
+        """Say whether the directory lists an old life's successor, and somebody remembers the old one.
 
-        One that is alone may well come back. One that never heard of its own registration takes its successor's place.
+        One that is alone may well come back. One that never heard of its own registration takes its successor's place
+        once all have forgotten it.
         """
+        life = zombie.record.incarnation
         listed = self.directory._live(zombie.record.worker_id)
-        replaced = listed is not None and listed.incarnation != zombie.record.incarnation
-        return replaced and zombie.publisher._entered_once
+        replaced = listed is not None and listed.incarnation != life
+        until = max(
+            self.directory._entered.get((zombie.record.worker_id, life), 0.0), self.follower._replaced.get(life, 0.0)
+        )
+        return replaced and (zombie.publisher._entered_once or until > self.loop.time() + 1.0)
 
     @rule(name=WORKERS, change=st.sampled_from(["store", "store", "remove", "clear"]), numbers=NUMBERS)
     def change(self, name: str, change: str, numbers: list[int]) -> None:
@@ -167,12 +171,12 @@ class DirectoryMachine(RuleBasedStateMachine):
 
     @rule(event=st.sampled_from(["lose everything", "save", "go back"]))
     def restart_server(self, event: str) -> None:
-        """Lose what the server had, or go back to what it saved: then it may list a worker's last life for a lease."""
+        """Lose what the server had, or go back to what it saved: then it may list a worker's last life again."""
         if event == "save":
             self.disk = self.directory.saved()
         elif event == "go back":
-            self.disk_was_used = True
             self.directory.go_back_to(self.disk)
+            self.disk = self.directory.saved()
         else:
             self.directory.lose_everything()
         self.loop.settle()
@@ -207,7 +211,7 @@ class DirectoryMachine(RuleBasedStateMachine):
     @invariant()
     def a_life_that_was_replaced_stays_so(self) -> None:
         if hasattr(self, "loop"):
-            assert self.disk_was_used or not self.went_back, "the router went back to a life that was replaced"
+            assert not self.went_back, "the router went back to a life that was replaced"
 
     def _believed(self, worker_id: WorkerId) -> set[int]:
         return {number for number in range(BLOCKS) if worker_id in self.index.longest_prefix([block(number)])}

@@ -1,8 +1,6 @@
 """A directory whose server can fall silent, lose answers, tell twice and out of order, lose everything, and go back."""
 
-import copy
 from collections.abc import Sequence
-from typing import Any
 
 from block_directory.directory import Cursor, LogPage, Snapshot
 from block_directory.memory_directory import MemoryDirectory
@@ -33,16 +31,6 @@ class FaultyDirectory(MemoryDirectory):
         """End every fault."""
         self.cut_off = None
         self.silent = self.deaf_after = self.doubled = self.shuffled = self.without_snapshots = False
-
-    def saved(self) -> Any:
-        """Return what a server writes to its disk."""
-        return copy.deepcopy((self._records, self._shelves, list(self._log)))
-
-    def go_back_to(self, saved: Any) -> None:
-        """Do what a server does that starts again from an old file: newer data is lost, new entries have new places."""
-        self._records, self._shelves, log = copy.deepcopy(saved)
-        self._log.clear()
-        self._log.extend(log)
 
     async def register(self, record: WorkerRecord, lease_s: float, *, replace: bool = True) -> bool:
         self._refuse_if(self.silent or record.worker_id == self.cut_off)

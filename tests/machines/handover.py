@@ -18,7 +18,8 @@ from cluster_core.holds import LeaseHold, RequestHold, WriterHold
 from cluster_core.identity import Attempt, Incarnation, RequestId, WorkerId
 from inference_engine.block_pool import NoFreeBlocks
 from inference_engine.sequence import FilledBlock
-from kv_transfer.exporter import Exporter, SealedBlock
+from kv_transfer.export_memory import SealedBlock
+from kv_transfer.exporter import Exporter
 from kv_transfer.importer import Imported, Importer
 from tests.fake_engine import FAKE_LAYOUT
 from tests.machines.handover_sides import POOL_BLOCKS, PROMPTS, SETTINGS, SIZE, Handover, Site, import_job, kv_of

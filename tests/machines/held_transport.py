@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster_core.errors import TransferFailed, WorkerLost
+from kv_transfer.lots import Landed, Lot, receive_each, send_each
 
 
 @dataclass(slots=True, eq=False)
@@ -144,6 +145,12 @@ class HeldPeer:
         done: Future[None] = asyncio.get_running_loop().create_future()
         self._transport.network.receive(tag, _Receive(buffer, done, self))
         return done
+
+    def send_lot(self, lot: Lot) -> Future[None]:
+        return send_each(self.send, lot)
+
+    def receive_lot(self, lot: Lot, landed: Landed) -> Future[None]:
+        return receive_each(self.receive, self.abort, lot, landed)
 
     def abort(self) -> None:
         self._transport.network.abort(self)

@@ -1,7 +1,8 @@
 """How long the machines run: the one place that says so.
 
-In `make test` each takes a few seconds and the same examples every time. ``pytest --hypothesis-profile=long
-tests/machines`` takes hours, draws new examples and keeps what it found.
+In `make test` each takes a few seconds and the same examples every time. ``python -m tests.machines``, a part of `make
+check-long`, and ``pytest --hypothesis-profile=long tests/machines`` take some minutes each, draw new examples and keep
+what they found.
 """
 
 from hypothesis import HealthCheck, Phase, settings
@@ -12,8 +13,8 @@ QUICK = settings(
     max_examples=60, stateful_step_count=40, derandomize=True, deadline=None, suppress_health_check=SLOW_IS_FINE
 )
 LONG = settings(
-    max_examples=20_000,
-    stateful_step_count=200,
+    max_examples=2_000,
+    stateful_step_count=100,
     derandomize=False,
     deadline=None,
     print_blob=True,

@@ -130,9 +130,10 @@ class RequestFlowMachine(RuleBasedStateMachine):
         zombies = [call for call in self.calls if call.cancelled]
         self.loop.do(zombies[pick % len(zombies)].write_poison)
 
-    @rule(split=st.booleans())
-    def place_the_next_attempt(self, split: bool) -> None:
-        self.placer.split = split
+    @rule(split=st.booleans(), rebinds=st.booleans())
+    def place_what_comes_next(self, split: bool, rebinds: bool) -> None:
+        """Say how the next attempt is placed, and whether a failed decode leg finds another worker."""
+        self.placer.split, self.placer.rebinds = split, rebinds
 
     @precondition(lambda self: not self.serving.done())
     @rule()
@@ -153,6 +154,7 @@ class RequestFlowMachine(RuleBasedStateMachine):
             assert all(call.order.attempt == newest for call in self._live()), (
                 "a call was abandoned: an older attempt goes on"
             )
+            assert sum(call.role is Role.DECODE for call in self._live()) <= 1, "a call was abandoned: two write on"
 
     def teardown(self) -> None:
         if not hasattr(self, "loop"):

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import grpc
@@ -52,9 +52,11 @@ class Call:
         return not (self.over or self.cancelled)
 
     def tell_first(self) -> None:
-        """Tell a prompt's first token, as a prefill worker does."""
-        self.written = 1
-        self._events.put_nowait(pb.PrefillEvent(first_token=pb.FirstToken(token_id=self._answer(1)[0])))
+        """Tell a prompt's first token, as a prefill worker does; then that nothing is on offer any more."""
+        if not self.written:
+            self.written = 1
+            self._events.put_nowait(pb.PrefillEvent(first_token=pb.FirstToken(token_id=self._answer(1)[0])))
+            return
         self._events.put_nowait(END_OF_STREAM)
         self.over = True
 
@@ -131,6 +133,8 @@ class ScriptedPlacer:
 
     def __init__(self, calls: list[Call]) -> None:
         self.split = True
+        self.rebinds = False
+        """Whether there is another decode worker for an attempt whose own has failed."""
         self.ledger: set[tuple[RequestId, Attempt]] = set()
         self._calls = calls
         self._lives = 0
@@ -139,7 +143,13 @@ class ScriptedPlacer:
         return root_hash(b"model", cache_salt)
 
     async def place(
-        self, _root: bytes, _prompt: Sequence[int], _max_tokens: int, _avoided: Avoided, _choices: int = 1
+        self,
+        _root: bytes,
+        _prompt: Sequence[int],
+        _max_tokens: int,
+        _avoided: Avoided,
+        _choices: int = 1,
+        _deadline: float | None = None,
     ) -> Placed:
         self._lives += 2
         prefill = scripted_worker("prefill-0", Role.PREFILL, self._lives, self._calls) if self.split else None
@@ -153,6 +163,27 @@ class ScriptedPlacer:
             prefill_tokens=1,
         )
         return Placed(choice=Choice(chosen=chosen, candidates=()), prefill=prefill, decode=decode)
+
+    def place_decode(self, placed: Placed, order: WorkOrder, _avoided: Avoided) -> Placed | None:
+        """Choose another decode worker while the prefill leg stays, unless there is none."""
+        if not self.rebinds:
+            return None
+        origin = order.origin
+        assert origin is not None, "a leg without a prefill leg was bound anew"
+        self._lives += 1
+        decode = scripted_worker("decode-0", Role.DECODE, self._lives, self._calls)
+        return replace(placed, decode=decode)
+
+    def place_waiting(self, _placed: Placed, _order: WorkOrder, _avoided: Avoided) -> Placed | None:
+        """Nobody has room either."""
+        return None
+
+    def rebound(self, old: Placed, new: Placed, key: tuple[RequestId, Attempt], _order: WorkOrder) -> None:
+        assert key in self.ledger
+        assert old.prefill is new.prefill
+
+    def blocks_kept(self, _worker: Worker, _order: WorkOrder, _blocks: int) -> None:
+        """Nothing is to be done."""
 
     def assign(self, _placed: Placed, key: tuple[RequestId, Attempt], _tokens: int, _choices: int = 1) -> None:
         assert key not in self.ledger, "an attempt was entered twice"

@@ -2,20 +2,19 @@
 
 import hashlib
 import itertools
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from cluster_core.errors import BatonError
-from cluster_core.handoff import AcceptBlocks, BlocksSent, ImporterMessage
+from cluster_core.handoff import AcceptBlocks
 from cluster_core.holds import LeaseHold
 from cluster_core.identity import RequestId
 from kv_transfer.export_session import ExporterSession, ExporterState
 from kv_transfer.exporter import Export, Exporter
-from kv_transfer.import_session import ImporterSession, ImporterState
+from kv_transfer.import_session import ImporterSession
 from kv_transfer.importer import _Import
-from kv_transfer.session import BlocksRead, ImporterAction, ImporterEvent
+from kv_transfer.session import BlocksReady, ExporterAction, ExporterEvent, ImporterAction, ImporterEvent, SendBlocks
 
 
 def sweep_that_stops_early(patch: pytest.MonkeyPatch) -> None:
@@ -37,47 +36,42 @@ def sweep_that_stops_early(patch: pytest.MonkeyPatch) -> None:
 
 
 def sends_without_report(patch: pytest.MonkeyPatch) -> None:
-    """B4: the exporter sends its blocks and never says so."""
+    """B4: the exporter sends the blocks of a chunk and never says what it has sent."""
+    ready = ExporterSession.TABLE[ExporterState.FEEDING, BlocksReady]
 
-    def say_nothing(_session: ExporterSession, _event: BlocksRead) -> list[Any]:
-        return []
+    def send_silently(session: ExporterSession, event: BlocksReady) -> list[ExporterAction]:
+        return [action for action in ready(session, event) if isinstance(action, SendBlocks)]
 
-    for state in (ExporterState.FEEDING, ExporterState.SERVING):
-        patch.setitem(ExporterSession.TABLE, (state, BlocksRead), say_nothing)
+    patch.setitem(ExporterSession.TABLE, (ExporterState.FEEDING, BlocksReady), send_silently)
 
 
 def blocks_are_not_checked(patch: pytest.MonkeyPatch) -> None:
-    """B5: the importer compares neither digests nor generations, so a block that was reassigned is accepted."""
+    """B5: neither generations nor digests are compared, so the bytes of a block that was reassigned are accepted."""
+
+    def believe_block(_export: Export, _action: SendBlocks) -> bool:
+        return True
 
     def believe_bytes(_session: ImporterSession, _position: int) -> None:
         return None
 
+    patch.setattr(Export, "_still_sealed", believe_block)
     patch.setattr(ImporterSession, "_compare", believe_bytes)
-    for state in (ImporterState.PULLING, ImporterState.COMPLETING):
-        sent = ImporterSession.TABLE[state, BlocksSent]
-
-        def believe_echo(session: ImporterSession, event: BlocksSent, take: Any = sent) -> list[ImporterAction]:
-            blocks = tuple(session._sealed[block.position] for block in event.blocks)
-            taken: list[ImporterAction] = take(session, replace(event, blocks=blocks))
-            return taken
-
-        patch.setitem(ImporterSession.TABLE, (state, BlocksSent), believe_echo)
 
 
 def accepted_under_a_local_name(patch: pytest.MonkeyPatch) -> None:
     """B7: what was accepted is freed under the name that the decode worker has for the request."""
-    hear = Export.hear
+    feed = Export._feed
 
-    def hear_local_name(self: Export, message: ImporterMessage) -> None:
+    def feed_under_local_name(self: Export, event: ExporterEvent) -> None:
         lease = self.lease
-        if isinstance(message, AcceptBlocks):
+        if isinstance(event, AcceptBlocks):
             self.lease = LeaseHold(RequestId(f"decode-0/{lease.request_id}"), lease.attempt)
         try:
-            hear(self, message)
+            feed(self, event)
         finally:
             self.lease = lease
 
-    patch.setattr(Export, "hear", hear_local_name)
+    patch.setattr(Export, "_feed", feed_under_local_name)
 
 
 def tags_made_of_the_clients_id(patch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Prompts on the fake engine, stepped by hand; exports are recorded."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -21,7 +22,7 @@ from cluster_core.identity import Attempt, RequestId
 from cluster_core.sampling import ThinkingLimit, choice_seed
 from cluster_rpc.order_checks import Capacity
 from inference_engine.block_pool import BlockPool
-from kv_transfer.exporter import SealedBlock
+from kv_transfer.export_memory import SealedBlock
 from prefill_worker.prompt import FirstToken, PartRead, Prompt, Started
 from prefill_worker.scheduler import PrefillScheduler, SchedulerParts
 from prefill_worker.settings import PrefillSettings
@@ -34,7 +35,9 @@ SMALL = PrefillSettings(token_budget=12, chunk_tokens=8, max_running=4)
 class RecordedExport:
     """What an export was told; takes the lease's holds as the real one does."""
 
-    def __init__(self, pool: BlockPool, lease: LeaseHold) -> None:
+    def __init__(self, pool: BlockPool, lease: LeaseHold, *, claimed: bool) -> None:
+        self.claimed = claimed
+        self.over = False
         self.sealed: list[SealedBlock] = []
         self.first_token_id: int | None = None
         self.fork_token_ids: tuple[int, ...] = ()
@@ -53,6 +56,15 @@ class RecordedExport:
 
     def fail(self, reason: str) -> None:
         self.reason = reason
+        self.end()
+
+    async def until_over(self) -> None:
+        """Never: nobody waits for it here."""
+        await asyncio.Event().wait()
+
+    def end(self) -> None:
+        """Let the blocks go, as at an acceptance, or where the lease's time is up."""
+        self.over = True
         self._pool.release(self.lease)
 
 
@@ -63,6 +75,8 @@ class Bench:
         self.engine = FakeEngine(total_blocks)
         self.pool = BlockPool(total_blocks)
         self.exports: list[RecordedExport] = []
+        self.claims = True
+        """Whether an importer is there as soon as a prompt is."""
         self.now_s = 100.0
         capacity = Capacity(
             model=FAKE_MODEL, layout=FAKE_LAYOUT, total_blocks=total_blocks, max_waiting=settings.max_waiting
@@ -73,7 +87,7 @@ class Bench:
         self.scheduler = PrefillScheduler(parts, lambda: None)
 
     def open(self, request_id: RequestId, attempt: Attempt) -> RecordedExport:
-        self.exports.append(RecordedExport(self.pool, LeaseHold(request_id, attempt)))
+        self.exports.append(RecordedExport(self.pool, LeaseHold(request_id, attempt), claimed=self.claims))
         return self.exports[-1]
 
     def step(self) -> bool:
@@ -90,7 +104,8 @@ class Bench:
 
     def accept_all(self) -> None:
         for export in self.exports:
-            self.pool.release(export.lease)
+            if export.first_token_id is not None:
+                export.end()
 
 
 async def first_token(prompt: Prompt) -> int:

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Seque
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from cluster_core.errors import BatonError
 from cluster_core.identity import Role, WorkerId, new_incarnation
 from cluster_core.layout import KvLayout, ModelIdentity
 from cluster_core.sampling import choice_seed
@@ -80,10 +81,19 @@ class FakeWorker(
     model: ModelIdentity = MODEL
     load: WorkerLoad = field(default_factory=WorkerLoad)
     cached_tokens: int = 0
+    fetch_report: pb.FetchReport | None = None
     on_prefill: Hook = nothing_happens
     """Called with 0 before the prefill starts and with 1 before the first token."""
     on_token: Hook = nothing_happens
     """Called with the offset before each token of a decode leg."""
+    export_over: asyncio.Event = field(default_factory=asyncio.Event)
+    """A prefill worker's stream stays open until it is set, or its caller ends it."""
+    before_start: Hook = nothing_happens
+    """Called with 0 while an order of a decode leg waits for room."""
+    before_handoff: Hook = nothing_happens
+    """Called with 0 while a decode leg imports."""
+    kept_blocks: int = 0
+    """What a decode leg that fails in ``before_handoff`` or ``on_token`` says it has kept."""
     before_finish: Hook = nothing_happens
     tokens_per_event: int = 1
     skip_tokens: int = 0
@@ -151,7 +161,8 @@ class FakeWorker(
     async def Prefill(self, request: pb.PrefillRequest, _context: Any) -> AsyncGenerator[pb.PrefillEvent, None]:  # noqa: N802
         async with _Counted(self, request) as call:
             await self.on_prefill(0)
-            yield pb.PrefillEvent(started=pb.PrefillStarted(queue_s=0.0, cached_tokens=self.cached_tokens))
+            started = pb.PrefillStarted(queue_s=0.0, cached_tokens=self.cached_tokens, fetch=self.fetch_report)
+            yield pb.PrefillEvent(started=started)
             for piece in prompt_pieces(request):
                 yield pb.PrefillEvent(prompt_logprobs=piece)
             await self.on_prefill(1)
@@ -162,13 +173,28 @@ class FakeWorker(
                     first.logprobs.CopyFrom(told([*prompt, first.token_id], len(prompt)))
                 yield pb.PrefillEvent(first_token=first)
             call.done = True
+            await self.export_over.wait()
 
     async def Decode(self, request: pb.DecodeRequest, _context: Any) -> AsyncGenerator[pb.DecodeEvent, None]:  # noqa: N802
+        try:
+            async for event in self._decode(request):
+                yield event
+        except BatonError:
+            if self.kept_blocks:
+                yield pb.DecodeEvent(kept=pb.BlocksKept(blocks=self.kept_blocks))
+            raise
+
+    async def _decode(self, request: pb.DecodeRequest) -> AsyncGenerator[pb.DecodeEvent, None]:
         async with _Counted(self, request) as call:
             handed_over = request.HasField("source")
+            await self.before_start(0)
             yield pb.DecodeEvent(started=pb.DecodeStarted(queue_s=0.0, cached_tokens=self.cached_tokens))
             if handed_over:
-                yield pb.DecodeEvent(handoff=pb.HandoffReport(moved_blocks=1, moved_bytes=64, transport="loopback"))
+                await self.before_handoff(0)
+                report = pb.HandoffReport(
+                    moved_blocks=1, moved_bytes=64, messages=1, transfer_s=2e-6, exposed_s=5e-7, transport="loopback"
+                )
+                yield pb.DecodeEvent(handoff=report)
             else:
                 for piece in prompt_pieces(request):
                     yield pb.DecodeEvent(prompt_logprobs=piece)

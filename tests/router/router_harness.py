@@ -54,6 +54,7 @@ class RouterHarness:
     service: GenerationService
     generation: Any
     cluster: Any
+    index: PrefixIndex
     workers: list[FakeWorker] = field(default_factory=list)
     gone: list[FakeWorker] = field(default_factory=list)
     degraded: bool = False
@@ -70,7 +71,10 @@ class RouterHarness:
 
     def register(self) -> None:
         """Tell the router of the workers, as the directory would."""
-        self.core.membership.on_workers([worker.record for worker in self.workers if worker.record])
+        records = [worker.record for worker in self.workers if worker.record]
+        for record in records:
+            self.index.begin(record.worker_id, record.incarnation)
+        self.core.membership.on_workers(records)
 
     async def until(self, holds: Callable[[], object]) -> None:
         """Wait until a condition holds."""
@@ -150,7 +154,8 @@ async def running_router(
     settings: RouterSettings = SETTINGS, pools: PoolController | None = None
 ) -> AsyncIterator[RouterHarness]:
     """Run a router without workers; close everything, and check that nothing is left."""
-    core = build_core(settings, Expected(model=MODEL, layout=LAYOUT), PrefixIndex())
+    index = PrefixIndex()
+    core = build_core(settings, Expected(model=MODEL, layout=LAYOUT), index)
     tokenizer = word_tokenizer()
     preparer = RequestPreparer(tokenizer=tokenizer, model=MODEL, served_name="toy", eos_token_ids=frozenset({STOP_ID}))
     service = GenerationService(
@@ -179,6 +184,7 @@ async def running_router(
     async with grpc.aio.insecure_channel(address) as channel:
         running = RouterHarness(
             core=core,
+            index=index,
             service=service,
             generation=generation_pb2_grpc.GenerationServiceStub(channel),  # type: ignore[no-untyped-call]  # generated
             cluster=cluster_pb2_grpc.ClusterServiceStub(channel),  # type: ignore[no-untyped-call]  # generated

@@ -13,7 +13,7 @@ from cluster_core.identity import Incarnation, Role, WorkerId
 from cluster_core.placement import Local, Split
 from cluster_core.workers import WorkerLoad, WorkerRecord
 from router.balancer import KEPT_CANDIDATES, Choice, can_ever_fit, choose
-from router.cost_model import Assigned, Coefficients, RequestSize, WorkerView, transfer_s
+from router.cost_model import Assigned, Coefficients, RequestSize, WorkerView, link_speed, missing_bytes
 from router.settings import RouterSettings
 from tests.router.fake_workers import LAYOUT, MODEL
 
@@ -71,9 +71,20 @@ def terms(choice: Choice) -> dict[str, float]:
 def test_a_window_model_moves_the_blocks_that_are_read_again(cached: int, moved_blocks: int) -> None:
     window = view("d0")
     window = replace(window, record=replace(window.record, layout=replace(LAYOUT, window_tokens=65)))
-    fixed_s, bytes_s = transfer_s(size(d0=cached), window, SPEED)
-    assert fixed_s == pytest.approx(0.004)
-    assert bytes_s == pytest.approx(moved_blocks * LAYOUT.block_bytes / 1e6)
+    assert missing_bytes(size(d0=cached), window) == moved_blocks * LAYOUT.block_bytes
+
+
+def test_a_link_is_as_fast_as_its_importer_knows_and_else_like_the_workers_others() -> None:
+    importer = replace(view("d0"), links={WorkerId("p0"): (0.001, 5e6)})
+    assert link_speed(importer, WorkerId("p0"), SPEED) == (0.001, 5e6)
+    assert link_speed(importer, WorkerId("p1"), SPEED) == (0.004, 1e6)
+
+
+def test_the_pair_with_the_faster_link_wins() -> None:
+    links = {WorkerId("p0"): (0.004, 1e4), WorkerId("p1"): (0.004, 1e9)}
+    decode = replace(view("d0", running_requests=90), links=links)
+    choice = chosen(size(), view("p0"), view("p1"), decode)
+    assert choice.chosen.placement == Split(prefill=WorkerId("p1"), decode=WorkerId("d0"))
 
 
 def test_every_term_of_a_pair() -> None:
@@ -246,3 +257,20 @@ def test_a_shared_first_block_does_not_pull_the_whole_trace_to_one_worker() -> N
 
     assert trace_shares(by_longest_prefix, 4) == {"p0": 60}
     assert max(trace_shares(by_seconds, 4).values()) <= 16
+
+
+def test_of_equals_the_one_is_taken_that_has_most_of_the_prompt() -> None:
+    split = replace(SETTINGS, placement="split")
+    for cached in ({"d0": 3}, {"d1": 3}):
+        found = chosen(size(**cached), view("p0"), view("d0"), view("d1"), settings=split)
+        assert found.chosen.placement == Split(prefill=WorkerId("p0"), decode=WorkerId(*cached))
+        totals = [candidate.total_s for candidate in found.candidates]
+        assert totals == [pytest.approx(totals[0])] * 2, "the transfer hides behind the prefill"
+
+
+@pytest.mark.parametrize(("left_s", "local"), [(60.0, False), (1.0, True), (0.001, False)])
+def test_what_comes_too_late_is_passed_over_unless_everything_does(left_s: float, local: bool) -> None:
+    views = [view("p0", queued_prefill_tokens=2_000), view("d0", running_requests=40)]
+    found = choose(size(), views, (), SETTINGS, pick_first, left_s)
+    assert found is not None
+    assert isinstance(found.chosen.placement, Local) == local

@@ -55,7 +55,16 @@ async def decoding(router: RouterHarness) -> list[FakeWorker]:
     return [await router.add("decode-0"), await router.add("decode-1")]
 
 
-@pytest.mark.parametrize("place", [1, 2, 7])
+async def test_a_failure_before_the_decode_legs_first_token_leaves_them_together() -> None:
+    async with running_router() as router:
+        decodes = await decoding(router)
+        decodes[0].on_token = decodes[1].on_token = _first_of(decodes, 1)
+        check(await router.generate_all(PROMPT, TOKENS, request_id="r", **SEVERAL))
+        assert await outcomes_of(router) == ["WorkerLost", "finished"]
+        assert [[order.choices for order in worker.orders] for worker in decodes] == [[CHOICES], [CHOICES]]
+
+
+@pytest.mark.parametrize("place", [4, 7])
 async def test_after_a_failure_each_choice_goes_on_by_itself(place: int) -> None:
     async with running_router() as router:
         decodes = await decoding(router)

@@ -60,7 +60,8 @@ def crashing(worker: FakeWorker) -> Callable[[], Awaitable[None]]:
 async def outcomes(router: RouterHarness, request_id: str) -> list[str]:
     response = await router.cluster.GetPlacement(cluster_pb2.GetPlacementRequest(request_id=request_id))
     assert all(span.start_s <= span.end_s for attempt in response.attempts for span in attempt.spans)
-    assert [attempt.attempt for attempt in response.attempts] == list(range(1, len(response.attempts) + 1))
+    numbers = [attempt.attempt for attempt in response.attempts]
+    assert list(dict.fromkeys(numbers)) == list(range(1, max(numbers) + 1)), "each attempt, and where its leg moved"
     return [attempt.outcome.partition(":")[0] for attempt in response.attempts]
 
 
@@ -108,11 +109,14 @@ async def test_a_decode_worker_that_dies_in_mid_answer_is_replaced(place: int) -
         assert got.token_ids == answer(PROMPT, TOKENS)
         assert got.text.split() == [f"w{token}" for token in got.token_ids]
         assert await outcomes(router, "r") == ["WorkerLost", "finished"]
-        resumed = next(order for worker in decodes for order in worker.orders if order.attempt == 2)
+        orders = [order for worker in decodes for order in worker.orders]
+        resumed = max(orders, key=lambda order: (order.attempt, order.source.binding))
         kept = len(resumed.prompt_token_ids) - len(PROMPT)
         assert list(resumed.prompt_token_ids) == [*PROMPT, *got.token_ids[:kept]]
         assert resumed.sampling.max_tokens == TOKENS - kept
-        assert kept >= 1
+        assert (resumed.attempt, resumed.source.binding) in {(2, 0), (1, 1)}, "the latter if no token of it had come"
+        assert (kept >= 1) == (resumed.attempt == 2)
+        assert kept >= 1 or place < TOKENS // 2
 
 
 @pytest.mark.parametrize("place", [0, 1, 5])

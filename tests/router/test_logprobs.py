@@ -54,9 +54,11 @@ async def test_a_resumed_answer_neither_repeats_nor_loses_any(place: int) -> Non
         got = await router.generate(PROMPT, TOKENS, logprobs=1, prompt_logprobs=0)
         check(got)
         assert got.prompt_logprobs == [None, *expected(PROMPT, 1)]
-        resumed = next(order for worker in decodes for order in worker.orders if order.attempt == 2)
-        assert not resumed.sampling.HasField("prompt_logprobs"), "the client has them"
-        assert resumed.sampling.answer_start == len(PROMPT)
+        resumed = [order for worker in decodes for order in worker.orders if order.attempt == 2]
+        assert resumed or place < TOKENS // 2, "only a leg that told nothing moves within its attempt"
+        for order in resumed:
+            assert not order.sampling.HasField("prompt_logprobs"), "the client has them"
+            assert order.sampling.answer_start == len(PROMPT)
 
 
 async def test_a_prefill_that_dies_after_half_of_the_prompts_logprobs_is_taken_up() -> None:

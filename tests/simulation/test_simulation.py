@@ -117,13 +117,12 @@ def test_bytes_that_land_in_a_block_without_a_writer_are_noticed(monkeypatch: py
     assert "no writer holds" in str(first_failure(moves_blocks, 5).violations)
 
 
-def test_an_attempt_that_counts_from_the_beginning_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_attempt_that_writes_the_answer_from_its_beginning_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     begin_attempt = TokenLog.begin_attempt
 
     def forgetful(self: TokenLog) -> Attempt:
-        attempt = begin_attempt(self)
-        self._first_index = 0
-        return attempt
+        self.tokens.clear()
+        return begin_attempt(self)
 
     monkeypatch.setattr(TokenLog, "begin_attempt", forgetful)
     kinds = {FaultKind.CRASH, FaultKind.STEP, FaultKind.RESET}
@@ -154,9 +153,32 @@ def test_the_command_counts_what_it_ran(capsys: pytest.CaptureFixture[str]) -> N
     assert told["requests"] >= told["succeeded"] > 0
 
 
+def test_seeds_on_two_cores_are_the_seeds_on_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(check, "BATCH", 4)
+    told = []
+    for jobs in ("1", "2"):
+        assert check.main(["--seeds", "14", "--jobs", jobs, "--json"]) == 0
+        told.append(json.loads(capsys.readouterr().out))
+    assert [each["jobs"] for each in told] == [1, 2]
+    for name in ("seeds", "requests", "succeeded", "disturbed_blocks", "virtual_s", "repeated"):
+        assert told[0][name] == told[1][name], name
+
+
+def test_the_command_stops_when_so_many_requests_were_simulated(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(check, "BATCH", 4)
+    assert check.main(["--requests", "20", "--jobs", "1", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert 20 <= told["requests"] < 60
+    assert told["seeds"] % 4 == 0
+
+
 def test_the_command_shows_a_failing_seed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(WatchedHolds, "release", lambda _self, _hold: 0)
-    assert check.main(["--seeds", "1", "--first", str(next(scenarios(moves_blocks, 1)).seed)]) == 1
+    assert check.main(["--seeds", "1", "--jobs", "1", "--first", str(next(scenarios(moves_blocks, 1)).seed)]) == 1
     told = capsys.readouterr().out
     assert "held at rest" in told
     assert "shrunk to" in told

@@ -13,7 +13,7 @@ def loop() -> VirtualLoop:
 
 
 def run(loop: VirtualLoop, until_s: float) -> None:
-    loop.run(until_s, lambda: False)
+    loop.run(until_s, None)
 
 
 async def note_at(times: list[float], loop: VirtualLoop, *pauses_s: float) -> None:

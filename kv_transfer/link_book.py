@@ -1,0 +1,90 @@
+"""What one worker knows of the ways from others to itself: measured once for each life of the other, then learned.
+
+Life of an entry: the other worker's life is measured when the two meet (`kv_transfer.link_probe`), which foresees how
+fast a hand-over over the link will be. The first import takes the place of that guess, later ones refine it. A new life
+of the other worker starts anew. The book holds the latest `MOST_LINKS`.
+"""
+
+from dataclasses import replace
+
+from cluster_core.handoff import HandoffReport
+from cluster_core.identity import Incarnation, WorkerId
+from cluster_core.links import LinkReport
+from kv_transfer.link_plan import block_s, blocks_in_flight
+from kv_transfer.settings import TransferSettings
+
+MOST_LINKS = 256
+SMOOTHING = 0.2
+"""Weight of the newest import's fixed cost: the last dozen count."""
+FORGETTING = 0.98
+"""How much of the best rate is believed after each slower import: one that waits for its prefill says too little."""
+TELLING_BYTES = 1 << 18
+"""Imports of fewer bytes say nothing about a rate."""
+
+
+class LinkBook:
+    """The entries, by the other worker's id. Belongs to the event loop."""
+
+    def __init__(self, block_bytes: int, settings: TransferSettings) -> None:
+        self._block_bytes = block_bytes
+        self._settings = settings
+        self._links: dict[WorkerId, LinkReport] = {}
+
+    def known(self, peer: WorkerId, incarnation: Incarnation) -> LinkReport | None:
+        """Return what was measured of this life of a worker; None where it was not."""
+        report = self._links.get(peer)
+        if report is None or report.incarnation != incarnation or not report.large_in_bytes_per_s:
+            return None
+        return report
+
+    def enter(self, report: LinkReport) -> LinkReport:
+        """Take a measurement in; returns it with what it foresees. What imports of the same life showed stays."""
+        each_s = block_s(report, self._block_bytes)
+        before = self._links.get(report.peer)
+        if before is not None and before.incarnation == report.incarnation and before.imports:
+            fixed_s, bytes_per_s, imports = before.fixed_s, before.bytes_per_s, before.imports
+        else:
+            fixed_s, imports = report.call_s + report.round_trip_s, 0
+            bytes_per_s = self._block_bytes / each_s if each_s else 0.0
+        entry = replace(
+            report,
+            fixed_s=fixed_s,
+            bytes_per_s=bytes_per_s,
+            imports=imports,
+            blocks_in_flight=self._in_flight(report),
+        )
+        self._put(entry)
+        return entry
+
+    def learn(self, peer: WorkerId, incarnation: Incarnation, report: HandoffReport) -> None:
+        """Take in what an import over the link took."""
+        if not report.moved_bytes or report.transfer_s <= 0.0:
+            return
+        link = self._links.get(peer)
+        if link is None or link.incarnation != incarnation:
+            link = LinkReport(peer=peer, incarnation=incarnation, transport=report.transport)
+        rate = link.bytes_per_s
+        if report.moved_bytes >= TELLING_BYTES or not rate:
+            shown = report.moved_bytes / report.transfer_s
+            rate = max(rate * FORGETTING, shown) if link.imports else shown
+        fixed_s = report.exposed_s
+        if link.imports:
+            fixed_s = link.fixed_s + SMOOTHING * (fixed_s - link.fixed_s)
+        self._put(replace(link, fixed_s=fixed_s, bytes_per_s=rate, imports=link.imports + 1))
+
+    def blocks_in_flight(self, peer: WorkerId) -> int:
+        """Return how many blocks an import from ``peer`` asks for at a time; the setting wins over measurements."""
+        return self._in_flight(self._links.get(peer))
+
+    def reports(self) -> tuple[LinkReport, ...]:
+        """Return every entry."""
+        return tuple(self._links.values())
+
+    def _in_flight(self, report: LinkReport | None) -> int:
+        return self._settings.blocks_in_flight or blocks_in_flight(report, self._block_bytes)
+
+    def _put(self, entry: LinkReport) -> None:
+        self._links.pop(entry.peer, None)
+        self._links[entry.peer] = entry
+        while len(self._links) > MOST_LINKS:
+            del self._links[next(iter(self._links))]

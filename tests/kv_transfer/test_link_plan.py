@@ -1,0 +1,194 @@
+"""From a link's measurements to how it is used, and what is told of it."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from cluster_core.handoff import HandoffReport
+from cluster_core.identity import Incarnation, WorkerId
+from cluster_core.links import LinkReport, LinkSite
+from kv_transfer.link_book import MOST_LINKS, LinkBook
+from kv_transfer.link_plan import (
+    FEWEST_IN_FLIGHT,
+    MOST_BYTES_IN_FLIGHT,
+    UNMEASURED_IN_FLIGHT,
+    block_s,
+    blocks_in_flight,
+)
+from kv_transfer.link_site import SURE_AFTER, expected_lane, judged, lane_of
+from kv_transfer.settings import TransferSettings
+
+PEER, LIFE = WorkerId("prefill-0"), Incarnation(7)
+BLOCK_BYTES = 196_608
+
+
+def measured(**changes: Any) -> LinkReport:
+    """Return a link of 5 GB/s that costs 4 us a message, between two processes of one machine."""
+    small = 4096 / (4e-6 + 4096 / 5e9)
+    values: dict[str, Any] = {
+        "lane": "cma",
+        "expected_lane": "shared memory",
+        "same_host": True,
+        "call_s": 0.0008,
+        "round_trip_s": 0.0002,
+        "small_in_bytes_per_s": small,
+        "large_in_bytes_per_s": 5e9,
+        "small_out_bytes_per_s": small,
+        "large_out_bytes_per_s": 5e9,
+        "copy_bytes_per_s": 12e9,
+        "measured": 1,
+    }
+    return LinkReport(peer=PEER, incarnation=LIFE, transport="ucx", **(values | changes))
+
+
+def moved(megabytes: float, seconds: float, exposed_s: float = 0.002) -> HandoffReport:
+    return HandoffReport(
+        moved_blocks=1,
+        kept_blocks=0,
+        moved_bytes=round(megabytes * 1e6),
+        messages=1,
+        transfer_s=seconds,
+        exposed_s=exposed_s,
+        transport="ucx",
+    )
+
+
+def test_a_block_costs_a_message_and_its_bytes() -> None:
+    assert block_s(measured(), 1_000_000) == pytest.approx(4e-6 + 1e6 / 5e9)
+    assert block_s(measured(large_in_bytes_per_s=0.0), 1_000_000) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("call_s", "block_bytes", "in_flight"),
+    [
+        (0.0008, BLOCK_BYTES, 47),
+        (0.0008, 4096, 416),
+        (0.02, BLOCK_BYTES, 933),
+        (0.00001, BLOCK_BYTES, FEWEST_IN_FLIGHT),
+        (0.2, 4 << 20, MOST_BYTES_IN_FLIGHT // (4 << 20)),
+    ],
+)
+def test_enough_blocks_are_under_way_to_fill_two_round_trips(call_s: float, block_bytes: int, in_flight: int) -> None:
+    assert blocks_in_flight(measured(call_s=call_s), block_bytes) == in_flight
+
+
+def test_a_link_that_was_not_measured_is_used_as_ever() -> None:
+    assert blocks_in_flight(None, BLOCK_BYTES) == UNMEASURED_IN_FLIGHT
+    unknown = LinkReport(peer=PEER, incarnation=LIFE, transport="ucx")
+    assert blocks_in_flight(unknown, BLOCK_BYTES) == UNMEASURED_IN_FLIGHT
+
+
+def test_the_operators_number_wins() -> None:
+    book = LinkBook(BLOCK_BYTES, TransferSettings(blocks_in_flight=5))
+    book.enter(measured())
+    assert book.blocks_in_flight(PEER) == 5
+    assert book.blocks_in_flight(WorkerId("prefill-9")) == 5
+    assert book.reports()[0].blocks_in_flight == 5
+
+
+def test_imports_take_the_place_of_what_was_foreseen() -> None:
+    book = LinkBook(BLOCK_BYTES, TransferSettings())
+    foreseen = book.enter(measured())
+    assert foreseen.fixed_s == pytest.approx(0.001)
+    assert foreseen.bytes_per_s == pytest.approx(BLOCK_BYTES / block_s(measured(), BLOCK_BYTES))
+    book.learn(PEER, LIFE, moved(10, 0.005))
+    (link,) = book.reports()
+    assert (link.fixed_s, link.imports) == (0.002, 1)
+    assert link.bytes_per_s == pytest.approx(2e9)
+    book.learn(PEER, LIFE, moved(10, 0.010, exposed_s=0.007))
+    (link,) = book.reports()
+    assert link.bytes_per_s == pytest.approx(2e9 * 0.98)
+    assert link.fixed_s == pytest.approx(0.003)
+    book.learn(PEER, LIFE, moved(0.001, 0.001))
+    assert book.reports()[0].bytes_per_s == pytest.approx(2e9 * 0.98), "a few bytes say nothing of a rate"
+    book.enter(measured())
+    assert book.reports()[0].imports == 3, "a second measurement does not void them"
+
+
+def test_a_new_life_starts_anew() -> None:
+    book = LinkBook(BLOCK_BYTES, TransferSettings())
+    book.enter(measured())
+    book.learn(PEER, LIFE, moved(10, 0.005))
+    assert book.known(PEER, LIFE) is not None
+    assert book.known(PEER, Incarnation(8)) is None
+    book.learn(PEER, Incarnation(8), moved(10, 0.010))
+    (link,) = book.reports()
+    assert (link.incarnation, link.imports, link.lane) == (8, 1, "")
+
+
+def test_a_book_keeps_the_latest_links() -> None:
+    book = LinkBook(BLOCK_BYTES, TransferSettings())
+    for number in range(MOST_LINKS + 3):
+        book.enter(replace(measured(), peer=WorkerId(f"prefill-{number}")))
+    names = [link.peer for link in book.reports()]
+    assert len(names) == MOST_LINKS
+    assert names[0] == "prefill-3"
+
+
+@pytest.mark.parametrize(
+    ("names", "cuda", "lane"),
+    [
+        (("posix", "cma"), False, "cma"),
+        (("posix",), False, "shared memory"),
+        (("tcp",), False, "tcp"),
+        (("posix", "cma", "cuda_ipc"), True, "cuda ipc"),
+        (("posix", "cma", "cuda_copy"), True, "shared memory"),
+        (("rc_mlx5", "tcp"), True, "rdma"),
+        ((), False, ""),
+    ],
+)
+def test_the_lane_is_the_quickest_that_can_carry_such_memory(names: tuple[str, ...], cuda: bool, lane: str) -> None:
+    assert lane_of(names, cuda=cuda) == lane
+
+
+def site(host: str = "a", *, cuda: bool = False, rdma: bool = False) -> LinkSite:
+    return LinkSite(host=host, cuda=cuda, rdma=rdma)
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "lane"),
+    [
+        (site(), site(), "shared memory"),
+        (site(cuda=True), site(cuda=True), "cuda ipc"),
+        (site(cuda=True), site(), ""),
+        (site(), site("b"), "tcp"),
+        (site(rdma=True), site("b", rdma=True), "rdma"),
+        (site(rdma=True), site("b"), "tcp"),
+        (site(""), site(""), "tcp"),
+    ],
+)
+def test_what_should_carry_follows_from_where_the_two_run(here: LinkSite, there: LinkSite, lane: str) -> None:
+    assert expected_lane("ucx", here, there) == lane
+
+
+@pytest.mark.parametrize(
+    ("lane", "expected", "ucx_tls", "cure"),
+    [
+        ("tcp", "shared memory", "", "--ipc=host"),
+        ("tcp", "shared memory", "tcp,self", 'ucx_tls = "tcp,self" leaves posix,sysv,cma out'),
+        ("tcp", "shared memory", "posix,tcp", "--ipc=host"),
+        ("shared memory", "cuda ipc", "", "both GPUs"),
+        ("tcp", "rdma", "", "RAPIDS_LIBUCX_PREFER_SYSTEM_LIBRARY"),
+    ],
+)
+def test_a_slow_path_is_told_at_once_with_its_cure(lane: str, expected: str, ucx_tls: str, cure: str) -> None:
+    told = judged(measured(lane=lane, expected_lane=expected), ucx_tls)
+    assert f"by {lane} where {expected} was expected" in told.warning
+    assert cure in told.cure
+    assert told.settled
+
+
+@pytest.mark.parametrize(("lane", "expected"), [("cma", "shared memory"), ("tcp", "tcp"), ("", "rdma"), ("tcp", "")])
+def test_a_path_as_good_as_can_be_is_not_told(lane: str, expected: str) -> None:
+    told = judged(measured(lane=lane, expected_lane=expected), "")
+    assert (told.warning, told.cure, told.settled) == ("", "", True)
+
+
+def test_a_low_rate_is_told_when_it_was_low_often_enough() -> None:
+    slow = measured(lane="shared memory", large_in_bytes_per_s=0.5e9)
+    assert (judged(slow, "").warning, judged(slow, "").settled) == ("", False)
+    sure = judged(replace(slow, measured=SURE_AFTER), "")
+    assert "0.50 GB/s at best" in sure.warning
+    assert "ptrace_scope" in sure.cure
+    assert sure.settled
