@@ -28,7 +28,7 @@ $(STAMP): constraints.txt pyproject.toml
 	    { echo "Python 3.11, 3.12 or 3.13 is needed: make setup PYTHON=python3.11"; exit 2; }
 	@echo "[1/5] $(VENV) with $$($(PYTHON) --version)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "[2/5] downloading and unpacking about 1.5 GB: torch and, beside it, all the others"
+	@echo "[2/5] downloading and unpacking about 1.6 GB: torch and, beside it, all the others"
 	@$(INSTALL) --no-deps "$$(grep '^torch==' constraints.txt)" & torch=$$!; \
 	    grep -v -e '^torch==' -e '^triton==' constraints.txt > $(VENV)/others.txt && \
 	    $(INSTALL) --no-deps -r $(VENV)/others.txt; others=$$?; wait $$torch && exit $$others

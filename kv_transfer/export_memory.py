@@ -1,6 +1,6 @@
 """Blocks of the own pool that an export offers: where they lie, who keeps them, and how an importer is told of them."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from cluster_core.blocks import BlockReference
 from cluster_core.holds import LeaseHold
@@ -49,5 +49,11 @@ class ExportMemory:
 
     def seal(self, block: BlockReference) -> BlockReference:
         """Return the reference with the digest of its content."""
-        digest = self.digests.digest(self.memory, block.index, block.generation, block.position, block.hash)
-        return replace(block, digest=digest)
+        return BlockReference(
+            position=block.position,
+            index=block.index,
+            generation=block.generation,
+            hash=block.hash,
+            digest=self.digests.digest(self.memory, block.index, block.generation, block.position, block.hash),
+            tokens=block.tokens,
+        )

@@ -33,6 +33,7 @@ from cluster_core.handoff import (
 from cluster_core.identity import Attempt, BlockHash, Incarnation, RequestId, WorkerId
 from cluster_core.layout import KvLayout
 from kv_transfer.import_session import Expectation, ImporterSession, ImporterState
+from kv_transfer.inbox import Inbox
 from kv_transfer.link_book import LinkBook
 from kv_transfer.memory import BlockHolds, BlockMemory
 from kv_transfer.session import BlockLanded, Complete, GiveUp, ImporterAction, ImporterEvent, PostReceives, Say
@@ -186,7 +187,7 @@ class _Import:
         self._job = job
         self._channel = channel
         self._session = ImporterSession(expected, draw_tag)
-        self._inbox: asyncio.Queue[ImporterEvent | BatonError] = asyncio.Queue()
+        self._inbox: Inbox[ImporterEvent | BatonError] = Inbox()
         self._targets = TargetBlocks(importer.memory, importer.holds, job.targets, job.hashes, self)
         self._peer: Peer | None = None
         self._wire = None if job.lent else importer.wire  # what is fetched must be exact: others will find it
@@ -249,14 +250,16 @@ class _Import:
             try:
                 message = await self._channel.receive()
             except BatonError as error:
-                self._inbox.put_nowait(error)
+                self._inbox.put(error)
                 return
             if isinstance(message, ExportFinished):
                 self._finished_at = self._importer.clock()
-            self._inbox.put_nowait(message)
+            self._inbox.put(message)
 
     async def _next_event(self) -> ImporterEvent:
-        event = await self._wait_for_event() if self._inbox.empty() else self._inbox.get_nowait()
+        if not self._inbox:
+            await self._wait_for_event()
+        event = self._inbox.take()
         if isinstance(event, LegFailed):
             raise event
         if isinstance(event, BatonError):
@@ -265,7 +268,7 @@ class _Import:
             raise TransferFailed(str(event)) from event
         return event
 
-    async def _wait_for_event(self) -> ImporterEvent | BatonError:
+    async def _wait_for_event(self) -> None:
         settings = self._importer.settings
         if self._session.state is ImporterState.OPENING:
             waits_for, patience_s = "the export to open", settings.open_timeout_s + settings.grace_s
@@ -275,7 +278,7 @@ class _Import:
             waits_for, patience_s = "the prefill", settings.prefill_timeout_s
         try:
             async with asyncio.timeout(patience_s):
-                return await self._inbox.get()
+                await self._inbox.wait()
         except TimeoutError as error:
             message = f"{self._job.exporter}: waited {patience_s} s for {waits_for}"
             raise TransferFailed(message) from error
@@ -331,12 +334,12 @@ class _Import:
     def landed(self, position: int, digest: bytes) -> None:
         """Take a block that has come."""
         self._moved += 1
-        self._inbox.put_nowait(BlockLanded(position=position, digest=digest))
+        self._inbox.put(BlockLanded(position=position, digest=digest))
 
     def failed(self, positions: Sequence[int], error: BaseException) -> None:
         """Take that blocks will not come."""
         kind = WorkerLost if isinstance(error, WorkerLost) else TransferFailed
-        self._inbox.put_nowait(kind(f"blocks {positions} did not arrive: {error}"))
+        self._inbox.put(kind(f"blocks {positions} did not arrive: {error}"))
 
     async def _pass_failpoints(self, what: ImporterEvent | ImporterAction) -> None:
         """Let a test stop the hand-over before it takes an event, or performs an action."""
@@ -361,7 +364,7 @@ class _Import:
 
         Where more has come already, what follows it tells: blocks land by dozens, and looking takes time.
         """
-        if not self._inbox.empty():
+        if self._inbox:
             return
         now, moving = self._importer.clock(), self._session.awaits_bytes
         if self._moving_since is not None and not moving:

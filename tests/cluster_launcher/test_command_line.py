@@ -58,6 +58,7 @@ def test_nothing_typed_shows_the_help(capsys: pytest.CaptureFixture[str]) -> Non
         (["scale", "router=2"], "router=2"),
         (["scale", "decode=1", "decode=2"], "decode"),
         (["generate", "x", "--system", "y"], "--chat"),
+        (["generate", "x", "--recovery", "hope"], "'recover', 'fail'"),
     ],
 )
 def test_a_mistake_in_the_command_is_one_line_and_exit_code_2(
