@@ -1,4 +1,4 @@
-"""What one task has to see to, in order. Lighter than `asyncio.Queue`: blocks land by dozens, and microseconds count."""
+"""What one task has to see to, in order. Lighter than `asyncio.Queue`: blocks land by dozens, and each put counts."""
 
 import asyncio
 from asyncio import Future

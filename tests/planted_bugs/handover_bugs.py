@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from cluster_core.errors import BatonError
 from cluster_core.handoff import AcceptBlocks
 from cluster_core.holds import LeaseHold
 from cluster_core.identity import RequestId
@@ -14,7 +13,7 @@ from kv_transfer.export_session import ExporterSession, ExporterState
 from kv_transfer.exporter import Export, Exporter
 from kv_transfer.import_session import ImporterSession
 from kv_transfer.importer import _Import
-from kv_transfer.session import BlocksReady, ExporterAction, ExporterEvent, ImporterAction, ImporterEvent, SendBlocks
+from kv_transfer.session import BlocksReady, ExporterAction, ExporterEvent, ImporterAction, SendBlocks
 
 
 def sweep_that_stops_early(patch: pytest.MonkeyPatch) -> None:
@@ -89,13 +88,10 @@ def tags_made_of_the_clients_id(patch: pytest.MonkeyPatch) -> None:
 def waits_for_ever(patch: pytest.MonkeyPatch) -> None:
     """B12: the importer waits without a deadline, so one message that was lost wedges it."""
 
-    async def next_event(self: _Import) -> ImporterEvent:
-        event = await self._inbox.get()
-        if isinstance(event, BatonError):
-            raise event
-        return event
+    async def wait_for_event(self: _Import) -> None:
+        await self._inbox.wait()
 
-    patch.setattr(_Import, "_next_event", next_event)
+    patch.setattr(_Import, "_wait_for_event", wait_for_event)
 
 
 def submits_again_what_was_submitted(patch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,97 @@
+"""What the way between processes of one machine does beyond the contract, and when it is taken."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import numpy as np
+import pytest
+
+from cluster_core.errors import TransferFailed, WorkerLost
+from kv_transfer.host_messages import MOST_ROWS
+from kv_transfer.host_transport import HostPeer, HostTransport
+from kv_transfer.lots import Lot
+from kv_transfer.settings import TransferSettings
+from kv_transfer.transport import make_transport
+from kv_transfer.ucx_transport import UcxPeer
+
+TIMEOUT_S = 20.0
+BLOCK_BYTES = 20_000
+
+
+@pytest.fixture
+async def ends() -> AsyncIterator[tuple[HostTransport, HostTransport]]:
+    sender, receiver = HostTransport(), HostTransport()
+    await sender.start()
+    await receiver.start()
+    yield sender, receiver
+    await sender.close()
+    await receiver.close()
+
+
+def lot(count: int, fill: int, tag: int = 1, size: int = BLOCK_BYTES) -> Lot:
+    return Lot(rows=np.full((count, size), fill, np.uint8), indices=range(count), tag=tag, numbers=range(count))
+
+
+async def test_a_sender_that_leaves_takes_back_what_nobody_awaits(ends: tuple[HostTransport, HostTransport]) -> None:
+    sender, receiver = ends
+    gives_up, goes_on = await sender.connect(receiver.address), await sender.connect(receiver.address)
+    taken_back, offered = gives_up.send_lot(lot(3, 7, tag=1)), goes_on.send_lot(lot(3, 8, tag=100))
+    gives_up.abort()
+    async with asyncio.timeout(TIMEOUT_S):
+        with pytest.raises(TransferFailed, match="taken back"):
+            await taken_back
+        peer, target, other = await receiver.connect(sender.address), lot(3, 0, tag=1), lot(3, 0, tag=100)
+        never = peer.receive_lot(target, lambda _: None)
+        await peer.receive_lot(other, lambda _: None)
+        await offered
+    assert not never.done()
+    assert (other.rows == 8).all()
+    assert not target.rows.any()
+
+
+async def test_what_is_awaited_is_not_taken_back(ends: tuple[HostTransport, HostTransport]) -> None:
+    sender, receiver = ends
+    target = lot(3, 0)
+    landed = (await receiver.connect(sender.address)).receive_lot(target, lambda _: None)
+    peer = await sender.connect(receiver.address)
+    sent = peer.send_lot(lot(3, 7))
+    peer.abort()
+    async with asyncio.timeout(TIMEOUT_S):
+        await landed
+        await sent
+    assert (target.rows == 7).all()
+
+
+async def test_a_sender_hears_at_once_that_the_receiver_is_gone(ends: tuple[HostTransport, HostTransport]) -> None:
+    sender, receiver = ends
+    sent = (await sender.connect(receiver.address)).send_lot(lot(3, 7))
+    await receiver.close()
+    with pytest.raises(WorkerLost):
+        await asyncio.wait_for(sent, TIMEOUT_S)
+
+
+async def test_a_lot_of_more_rows_than_a_packet_names(ends: tuple[HostTransport, HostTransport]) -> None:
+    sender, receiver = ends
+    count = 2 * MOST_ROWS + 5
+    target, source = lot(count, 0, size=8), lot(count, 0, size=8)
+    source.rows[:] = np.random.default_rng(1).integers(0, 256, source.rows.shape, dtype=np.uint8)
+    landed = (await receiver.connect(sender.address)).receive_lot(target, lambda _: None)
+    async with asyncio.timeout(TIMEOUT_S):
+        await (await sender.connect(receiver.address)).send_lot(source)
+        await landed
+    assert np.array_equal(source.rows, target.rows)
+
+
+@pytest.mark.parametrize(
+    ("tls", "host_memory", "kind"),
+    [("", True, HostPeer), ("posix,cma,self,tcp", True, HostPeer), ("self,tcp", True, UcxPeer), ("", False, UcxPeer)],
+)
+async def test_which_way_is_taken_on_one_machine(tls: str, kind: type, *, host_memory: bool) -> None:
+    settings = TransferSettings(ucx_tls=tls)
+    here, there = make_transport(settings), make_transport(settings, host_memory=host_memory)
+    await here.start()
+    await there.start()
+    assert isinstance(await here.connect(there.address), kind)
+    assert isinstance(await there.connect(here.address), kind)
+    await here.close()
+    await there.close()
