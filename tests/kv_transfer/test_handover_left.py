@@ -86,7 +86,8 @@ async def test_after_a_digest_that_differs_nothing_of_the_hand_over_is_believed(
     last = sealed_blocks(TOKENS)[3]
 
     def flip(message: ExporterMessage) -> list[ExporterMessage]:
-        assert isinstance(message, BlocksSealed)
+        if not isinstance(message, BlocksSealed):
+            return [message]
         (block,) = message.blocks
         return [BlocksSealed(blocks=(dataclasses.replace(block, digest=bytes(16)),))]
 
