@@ -9,10 +9,9 @@ An order for several answers is one answer until its prompt has been read or has
 from it. They share its full blocks and its stream, and are from then on answers like all others.
 
 When blocks run out, an answer whose reader does not keep up is preempted first, then the youngest: it gives back all
-its blocks and waits at its old place, to be read again from prompt and tokens, most of it from the cache. An answer
-preempts only younger ones, so the oldest always moves. Imports are called back after the younger running answers, and
-also when others have waited for blocks for long: prefill and decode workers could otherwise wait for each other, each
-full of what the other has no room for. What was called back waits again and reads its prompt here.
+its blocks and waits at its old place, to be read again from prompt and tokens. An answer preempts only younger ones, so
+the oldest always moves. Imports are called back after the younger running answers, and also when others have waited for
+blocks for long: else two full workers could wait for each other. What was called back reads its prompt here.
 """
 
 import time

@@ -51,17 +51,25 @@ def _machine() -> dict[str, Any]:
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="baton check", description=__doc__)
-    parser.add_argument("--seeds", type=int, help="how many (default 1000, unless something else is asked for)")
-    parser.add_argument("--requests", type=int, help="run as many seeds as it takes to simulate so many requests")
+    parser.add_argument("--seeds", type=_count, help="how many (default 1000, unless something else is asked for)")
+    parser.add_argument("--requests", type=_count, help="run as many seeds as it takes to simulate so many requests")
     parser.add_argument("--first", type=int, default=0, help="the first seed (default 0)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
-    parser.add_argument("--corruptions", type=int, default=0, help="move so many blocks that something corrupts")
-    parser.add_argument("--blocks", type=int, default=0, help="move so many blocks that nothing corrupts")
+    parser.add_argument("--jobs", type=_count, default=os.cpu_count() or 1, help="processes (default: one a core)")
+    parser.add_argument("--corruptions", type=_count, default=0, help="move so many blocks that something corrupts")
+    parser.add_argument("--blocks", type=_count, default=0, help="move so many blocks that nothing corrupts")
     parser.add_argument("--json", action="store_true", help="facts as JSON on standard output")
     options = parser.parse_args(arguments)
     if options.seeds is None and not (options.requests or options.corruptions or options.blocks):
         options.seeds = 1000
     return options
+
+
+def _count(text: str) -> int:
+    """Read a number above 0: of nothing at all every invariant holds."""
+    if not text.isascii() or not text.isdecimal() or not int(text):
+        message = f"must be a whole number above 0, not {text!r}"
+        raise argparse.ArgumentTypeError(message)
+    return int(text)
 
 
 def _simulate(options: argparse.Namespace, bars: Progress, facts: Console) -> dict[str, Any]:

@@ -166,6 +166,14 @@ def test_seeds_on_two_cores_are_the_seeds_on_one(
         assert told[0][name] == told[1][name], name
 
 
+@pytest.mark.parametrize("option", ["--seeds", "--requests", "--jobs", "--corruptions", "--blocks"])
+@pytest.mark.parametrize("count", ["0", "-5", "x"])
+def test_nothing_at_all_is_not_checked(option: str, count: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        check.main([f"{option}={count}"])
+    assert f"{option}: must be a whole number above 0" in capsys.readouterr().err
+
+
 def test_the_command_stops_when_so_many_requests_were_simulated(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
