@@ -36,7 +36,7 @@ END_CHOICE_S = 1.0
 LEG_END_S = 1.0
 """How long the decode leg of complete answers may take to end by itself before it is cancelled."""
 
-LAST_WORDS_S = 0.05
+LAST_WORDS_S = 0.25
 """How long a decode worker whose prefill worker was lost may take to notice it too, and to say what it has kept."""
 
 
