@@ -39,13 +39,15 @@ class Follower:
         on_workers: Callable[[list[WorkerRecord]], None],
         settings: DirectorySettings,
         *,
+        is_heard: Callable[[Incarnation], bool] = lambda _: False,
         randomness: random.Random | None = None,
     ) -> None:
-        """Nothing happens before `start`."""
+        """Nothing happens before `start`. ``is_heard`` says whether a life of a worker itself speaks to us now."""
         self._directory = directory
         self._replica = Replica(index)
         self._on_workers = on_workers
         self._settings = settings
+        self._is_heard = is_heard
         self._cursor: Cursor | None = None
         self._known: dict[WorkerId, WorkerRecord] = {}
         self._left: set[Incarnation] = set()
@@ -151,9 +153,11 @@ class Follower:
     def _who_is_meant(self, record: WorkerRecord) -> WorkerRecord | None:
         """Return whom a registration stands for: a server with old data may name a life that was replaced since.
 
-        Then it is the successor, which will register again, unless it has left.
+        Then it is the successor, which will register again, unless it has left. A life that is heard was not replaced:
+        a server with old data named the other one.
         """
-        if self._replaced.get(record.incarnation, 0.0) <= asyncio.get_running_loop().time():
+        remembered_until = self._replaced.get(record.incarnation, 0.0)
+        if remembered_until <= asyncio.get_running_loop().time() or self._is_heard(record.incarnation):
             return record
         known = self._known.get(record.worker_id)
         return None if known is None or known.incarnation in self._left else known
@@ -175,6 +179,7 @@ class Follower:
             if before != record.incarnation:
                 self._note_replaced(before)
             self._latest[record.worker_id] = record.incarnation
+            self._replaced.pop(record.incarnation, None)
             if not self._replica.follows(record.incarnation):
                 self._replica.admit(record.worker_id, record.incarnation)
                 self._fall_behind(record.incarnation)

@@ -2,8 +2,10 @@
 
 Life of a worker here: a record appears and its stream is opened -> the first status makes it *ready* (or *draining*) ->
 a broken or silent stream makes it *lost* at once -> a new incarnation of the same worker takes its place, or its record
-runs out and it is forgotten. A record that runs out while the stream is healthy changes nothing: it is the directory
-that died. A worker whose model or block layout differs from the router's is listed with the reason and never used.
+runs out and it is forgotten. A healthy stream is believed before the directory, whose server may have come back with
+old data: a record that runs out changes nothing, and one of another incarnation is that of a *contender*, which takes
+the place when it speaks or the present one falls silent. A worker whose model or block layout differs from the router's
+is listed with the reason and never used.
 """
 
 import asyncio
@@ -101,6 +103,7 @@ class Membership:
         self._channels = channels
         self._settings = settings
         self._workers: dict[WorkerId, Worker] = {}
+        self._contenders: dict[WorkerId, Worker] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
 
@@ -111,6 +114,10 @@ class Membership:
     def find(self, worker_id: WorkerId) -> Worker | None:
         """Return the worker, whatever its state."""
         return self._workers.get(worker_id)
+
+    def is_heard(self, incarnation: Incarnation) -> bool:
+        """Say whether this life of a worker is known and speaks now."""
+        return any(each.alive and each.record.incarnation == incarnation for each in self._workers.values())
 
     def ready_views(self) -> list[WorkerView]:
         """Return the workers that can be given a request now."""
@@ -135,13 +142,15 @@ class Membership:
         listed = {record.worker_id for record in records}
         for record in records:
             known = self._workers.get(record.worker_id)
-            if known is not None and known.record.incarnation == record.incarnation:
+            if known is None:
+                self._enter(self._watched(record))
+            elif known.record.incarnation == record.incarnation:
                 known.listed = True
-                continue
-            if known is not None:
-                self._forget(known)
-                self._index.drop(known.record.incarnation)
-            self._add(record)
+            else:
+                self._contend(known, record)
+        for contender in list(self._contenders.values()):
+            if contender.record not in records:
+                self._dismiss(contender)
         for worker in list(self._workers.values()):
             if worker.record.worker_id not in listed:
                 worker.listed = False
@@ -170,19 +179,19 @@ class Membership:
 
     async def close(self) -> None:
         """Stop watching."""
+        for contender in list(self._contenders.values()):
+            self._dismiss(contender)
         for worker in list(self._workers.values()):
             self._forget(worker)
         if self._ending:
             await asyncio.gather(*self._ending, return_exceptions=True)
 
-    def _add(self, record: WorkerRecord) -> None:
-        refusal = self._expected.difference(record)
-        worker = Worker(record=record, connection=WorkerConnection(self._channels, record), refusal=refusal)
-        self._workers[record.worker_id] = worker
-        if refusal is None:
-            logger.info("%s has registered at %s", record.worker_id, record.address)
-        else:
-            logger.warning("%s is not used: %s", record.worker_id, refusal)
+    def _watched(self, record: WorkerRecord) -> Worker:
+        worker = Worker(
+            record=record,
+            connection=WorkerConnection(self._channels, record),
+            refusal=self._expected.difference(record),
+        )
         watch = Watch(
             connection=worker.connection,
             incarnation=record.incarnation,
@@ -192,15 +201,47 @@ class Membership:
             on_silence=lambda why: self._silent(worker, why),
         )
         worker.watching = asyncio.get_running_loop().create_task(watch.run(), name=f"watch {record.worker_id}")
+        return worker
+
+    def _enter(self, worker: Worker) -> None:
+        self._workers[worker.record.worker_id] = worker
+        if worker.refusal is None:
+            logger.info("%s has registered at %s", worker.record.worker_id, worker.record.address)
+        else:
+            logger.warning("%s is not used: %s", worker.record.worker_id, worker.refusal)
         self._notify()
 
+    def _contend(self, known: Worker, record: WorkerRecord) -> None:
+        """Let the directory's life of a worker take the place of the known one, at once or when it speaks."""
+        contender = self._contenders.get(record.worker_id)
+        if contender is not None and contender.record.incarnation != record.incarnation:
+            self._dismiss(contender)
+            contender = None
+        if contender is None:
+            contender = self._contenders[record.worker_id] = self._watched(record)
+        if not known.alive:
+            self._succeed(known, contender)
+
+    def _succeed(self, known: Worker, contender: Worker) -> None:
+        del self._contenders[known.record.worker_id]
+        self._forget(known)
+        self._index.drop(known.record.incarnation)
+        self._enter(contender)
+
+    def _dismiss(self, contender: Worker) -> None:
+        del self._contenders[contender.record.worker_id]
+        self._let_go(contender)
+
     def _heard(self, worker: Worker, status: worker_pb2.WorkerStatus, load: WorkerLoad) -> None:
+        worker_id = worker.record.worker_id
+        if self._contenders.get(worker_id) is worker:
+            self._succeed(self._workers[worker_id], worker)
         before = worker.state
         worker.status, worker.load, worker.alive = status, load, True
         worker.links = {link.peer: (link.fixed_s, link.bytes_per_s) for link in load.links if link.bytes_per_s > 0}
-        self._ledger.reported(worker.record.worker_id)
+        self._ledger.reported(worker_id)
         if worker.state != before:
-            logger.info("%s is %s", worker.record.worker_id, worker.state)
+            logger.info("%s is %s", worker_id, worker.state)
             self._notify()
 
     def _lost(self, worker: Worker, why: str) -> None:
@@ -208,6 +249,10 @@ class Membership:
             worker.alive = False
             logger.warning("%s is lost: %s", worker.record.worker_id, why)
             self._notify()
+            contender = self._contenders.get(worker.record.worker_id)
+            if contender is not None:
+                self._succeed(worker, contender)
+                return
         if not worker.listed:
             self._forget_later(worker)
 
@@ -235,16 +280,20 @@ class Membership:
         worker.alive = False
         del self._workers[worker.record.worker_id]
         self._ledger.forget(worker.record.worker_id)
+        self._let_go(worker)
+        self._notify()
+
+    def _let_go(self, worker: Worker) -> None:
         if worker.watching is not None:
             worker.watching.cancel()
             self._end(worker.watching)
         discarding = self._discard_channel(worker.record.address)
         self._end(asyncio.get_running_loop().create_task(discarding, name="discard channel"))
-        self._notify()
 
     async def _discard_channel(self, address: str) -> None:
         """Close the channel to an address unless a worker that is known by now, of any name, has it."""
-        if all(worker.record.address != address for worker in self._workers.values()):
+        known = (*self._workers.values(), *self._contenders.values())
+        if all(worker.record.address != address for worker in known):
             await self._channels.discard(address)
 
     def _end(self, task: "asyncio.Task[None]") -> None:

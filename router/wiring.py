@@ -153,7 +153,8 @@ def build_router(document: Document, directory_url: str, pools: PoolController |
     core = build_core(settings, Expected(model=model.identity, layout=layout), index)
     url = directory_url or directory_settings.url
     directory = RedisDirectory(url, directory_settings)
-    follower = Follower(directory, index, core.membership.on_workers, directory_settings)
+    members = core.membership
+    follower = Follower(directory, index, members.on_workers, directory_settings, is_heard=members.is_heard)
     generation = GenerationService(
         Serving(
             preparer=preparer,

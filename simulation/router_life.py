@@ -89,6 +89,7 @@ class RouterLife:
             self.index,
             self.core.membership.on_workers,
             settings,
+            is_heard=self.core.membership.is_heard,
             randomness=randomness,
         )
         self._server.start()

@@ -1,6 +1,6 @@
 """A router's side of the directory, over each implementation."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Container
 from dataclasses import replace
 
 import pytest
@@ -11,6 +11,7 @@ from block_directory.index import PrefixIndex
 from block_directory.memory_directory import MemoryDirectory
 from block_directory.settings import DirectorySettings
 from cluster_core.errors import PartUnavailable
+from cluster_core.identity import Incarnation
 from cluster_core.workers import WorkerRecord
 from tests.block_directory.samples import LEASE_S, blocks, eventually, quick_settings, record, removed, stored
 
@@ -18,10 +19,12 @@ from tests.block_directory.samples import LEASE_S, blocks, eventually, quick_set
 class Router:
     """A follower with its index and the list of workers it was told."""
 
-    def __init__(self, directory: BlockDirectory, settings: DirectorySettings) -> None:
+    def __init__(
+        self, directory: BlockDirectory, settings: DirectorySettings, heard: Container[Incarnation] = ()
+    ) -> None:
         self.index = PrefixIndex()
         self.told: list[list[WorkerRecord]] = []
-        self.follower = Follower(directory, self.index, self.told.append, settings)
+        self.follower = Follower(directory, self.index, self.told.append, settings, is_heard=lambda life: life in heard)
 
     def workers(self) -> list[WorkerRecord]:
         return self.told[-1] if self.told else []
@@ -97,6 +100,24 @@ async def test_a_new_life_takes_the_old_ones_place(directory: BlockDirectory, ro
     await directory.publish(new.worker_id, new.incarnation, 2, [stored(5)])
     await eventually(lambda: router.holds(5) != {})
     assert router.holds(4) == {}
+
+
+async def test_a_life_that_is_heard_was_not_replaced_whatever_old_data_says() -> None:
+    settings = quick_settings(lease_s=LEASE_S)
+    directory, dead, living = MemoryDirectory(settings), record("decode-0"), record("decode-0")
+    router = Router(directory, settings, heard={living.incarnation})
+    await enter(directory, dead, 1)
+    old_data = directory.saved()
+    await enter(directory, living, 2)
+    await router.follower.start()
+    await eventually(lambda: router.workers() == [living])
+    directory.go_back_to(old_data)
+    await directory.register(dead, LEASE_S)  # only for the follower to look now
+    await eventually(lambda: router.workers() == [dead])
+    await directory.unregister(dead.worker_id, dead.incarnation)
+    await enter(directory, living, 2, 3)
+    await eventually(lambda: router.workers() == [living] and router.holds(2, 3) == {"decode-0": 2})
+    await router.follower.close()
 
 
 async def test_events_that_the_log_has_dropped_are_made_up_by_one_snapshot() -> None:

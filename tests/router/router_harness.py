@@ -66,7 +66,7 @@ class RouterHarness:
         await worker.start()
         self.workers.append(worker)
         self.register()
-        await self.until(lambda: (found := self.core.membership.find(worker.record.worker_id)) and found.alive)  # type: ignore[union-attr]
+        await self.until(lambda: self.core.membership.is_heard(worker.incarnation))
         return worker
 
     def register(self) -> None:

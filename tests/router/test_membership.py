@@ -140,6 +140,37 @@ async def test_a_new_life_takes_the_place_of_the_old_one_with_nothing_of_its_cac
         assert await states(router) == {NAME: "ready"}
 
 
+async def test_a_life_that_speaks_is_not_left_for_one_that_is_only_listed() -> None:
+    async with running_router() as router:
+        worker = await router.add(NAME)
+        assert worker.record is not None
+        members = router.core.membership
+        dead = replace(worker.record, incarnation=new_incarnation(), address="127.0.0.1:9")
+        members.on_workers([dead])
+        assert await states(router) == {NAME: "ready"}
+        assert (await router.generate(PROMPT, 3)).token_ids == answer(PROMPT, 3)
+        watch_of_the_dead = [task for task in asyncio.all_tasks() if task.get_name() == f"watch {NAME}"]
+        assert len(watch_of_the_dead) == 2
+        members.on_workers([worker.record])
+        await router.until(lambda: sum(task.done() for task in watch_of_the_dead) == 1)
+        assert members.is_heard(worker.incarnation)
+        members.on_workers([dead])
+        await worker.crash()
+        await router.until(lambda: members.find(NAME).record == dead)  # type: ignore[union-attr]
+        assert await states(router) == {NAME: "lost"}
+
+
+async def test_a_new_life_that_speaks_takes_the_place_of_one_that_speaks_too() -> None:
+    async with running_router() as router:
+        old = await router.add(NAME)
+        router.workers.clear()
+        new = await router.add(NAME)
+        assert not router.core.membership.is_heard(old.incarnation)
+        assert (await router.generate(PROMPT, 3)).token_ids == answer(PROMPT, 3)
+        assert (len(old.orders), len(new.orders)) == (0, 1)
+        await old.crash()
+
+
 async def test_another_life_at_the_same_address_is_not_taken_for_the_registered_one() -> None:
     async with running_router() as router:
         worker = FakeWorker(worker_id=NAME, role=Role.DECODE)
