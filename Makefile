@@ -15,6 +15,9 @@ PROTOS := $(sort $(wildcard proto/cluster_rpc/v1/*.proto))
 # Generated code imports what the protos import; mypy's stubs (.pyi) are written beside it.
 PROTOC = $(BIN)/python -m grpc_tools.protoc -I proto --python_out=$(1) --grpc_python_out=$(1) --pyi_out=$(1) $(PROTOS)
 
+# Tests and demos start many processes: each would compile anew what it imports of Baton.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check test check-long test-deploy bench proto clean
 
@@ -66,9 +69,10 @@ $(VENV)/.triton: $(STAMP)
 	    { echo "triton, for tests alone: 190 MB"; $(INSTALL) --no-deps "$$(grep '^triton==' constraints.txt)"; }
 	@touch $@
 
-test: setup $(VENV)/.triton $(VENV)/.bfloat16  ## all tests but those of make test-deploy
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not deploy and not alone" $(TEST_OPTIONS)
-	$(BIN)/python -m pytest -m alone $(TEST_OPTIONS)
+test: setup  ## all tests but those of make test-deploy
+	@$(MAKE) --no-print-directory -j 2 $(VENV)/.triton $(VENV)/.bfloat16
+	$(BIN)/python -m pytest -n 2 -m "not deploy and not alone" $(TEST_OPTIONS)
+	$(BIN)/python -m pytest -m alone $(TEST_OPTIONS) $$(grep -rl --include='test_*.py' 'pytest\.mark\.alone' tests)
 
 # Each line's facts are committed; what a line does alone, shorter: `baton check --help`.
 check-long: setup  ## prove it, for hours: 10^6 simulated requests (CHECK_REQUESTS), corruptions, machines, bugs, 72 cells

@@ -21,6 +21,10 @@ POOL_BYTES = 512 * MIB
 QUICK_POOL_BYTES = 64 * MIB
 _TURN_BYTES = 16 * MIB
 _MOST_LOTS = 32
+IN_FLIGHT = 8
+"""Lots that are under way at once, where several are."""
+LOTS_OF_A_STREAM = 64
+"""Moved one after another with so many under way."""
 
 Memory = np.ndarray[Any, np.dtype[np.uint8]]
 Places = np.ndarray[Any, np.dtype[np.int64]]
@@ -67,6 +71,14 @@ KINDS = {
 }
 
 
+SMALL_KINDS = tuple(
+    kind_name(name, count, scattered=True)
+    for name, counts in (("4KiB", (1, 32)), ("16KiB", (1, 32)), ("64KiB", (1, 32)), ("192KiB", (1,)), ("1MiB", (1,)))
+    for count in counts
+)
+"""Lots so small that one at a time is mostly a matter of how long a message takes."""
+
+
 def new_pool(pool_bytes: int) -> Memory:
     """Return a pool whose words are numbered from 0, so that every block tells which one it is."""
     return np.arange(pool_bytes // 8, dtype=np.uint64).view(np.uint8)
@@ -84,16 +96,19 @@ def places(kind: LotKind, number: int, pool_bytes: int) -> tuple[Places, Places]
     return first, second
 
 
-def blocks_of(pool: Memory, size: int) -> Memory:
-    """Return the pool as ``[blocks, size]`` bytes; what does not fill a block is left out."""
+def blocks_of(pool: Any, size: int) -> Any:
+    """Return the pool, an array or a tensor, as ``[blocks, size]`` bytes; what does not fill a block is left out."""
     return pool[: len(pool) // size * size].reshape(-1, size)
 
 
-def check(pool: Memory, kind: LotKind, sources: Places, targets: Places) -> None:
+def check(pool: Any, kind: LotKind, sources: Places, targets: Places) -> None:
     """Raise `RuntimeError` unless the first and the last word of every block are those of its source."""
     words = kind.size // 8
-    blocks = blocks_of(pool, kind.size).view(np.uint64)
+    blocks = blocks_of(pool, kind.size)
     for word in (0, words - 1):
-        if not np.array_equal(blocks[targets, word], sources.astype(np.uint64) * np.uint64(words) + np.uint64(word)):
+        piece = blocks[:, 8 * word : 8 * word + 8][targets]
+        host = piece if isinstance(piece, np.ndarray) else piece.cpu().numpy()
+        come = np.ascontiguousarray(host).view(np.uint64).ravel()
+        if not np.array_equal(come, sources.astype(np.uint64) * np.uint64(words) + np.uint64(word)):
             message = f"blocks of {kind.size} bytes did not arrive as they were sent"
             raise RuntimeError(message)

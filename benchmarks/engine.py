@@ -18,6 +18,7 @@ import transformers
 
 from benchmarks import engine_cuda, report
 from benchmarks.bench_model import make_bench_model
+from benchmarks.cuda_device import require_device
 from benchmarks.engine_sides import STEPS, THREADS, Decode, Limits, Ours, Theirs, Vllm, vllm_of
 from benchmarks.first_token import first_token
 
@@ -224,7 +225,7 @@ def main() -> None:
     rounds = 1 if options.quick else 5
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         if options.device == "cuda":
-            engine_cuda.require_device()
+            require_device()
             rows = engine_cuda.measure(Path(name) / "bench-8b", rounds, options.layers, options.trace)
         else:
             folder = make_bench_model(Path(name) / "bench-82m")

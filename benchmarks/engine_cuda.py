@@ -5,7 +5,6 @@ one step each and draw one token a prompt; decode steps follow a context whose K
 are drawn greedily. Times are those of whole steps, from a plan in Python to tokens in Python.
 """
 
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -174,16 +173,6 @@ def covered(spans: list[tuple[float, float]]) -> float:
         total += max(0.0, end - max(start, reached))
         reached = max(reached, end)
     return total
-
-
-def require_device() -> None:
-    """End the program, with one line that says why, where there is no CUDA device."""
-    if not torch.cuda.is_available():
-        kind = "a build for CPUs" if torch.version.cuda is None else f"built for CUDA {torch.version.cuda}"
-        sys.stderr.write(
-            f"--device cuda: torch {torch.__version__}, {kind}, sees no CUDA device; nothing was measured\n"
-        )
-        raise SystemExit(2)
 
 
 def measure(folder: Path, rounds: int, layers: int = LAYERS, trace: Path | None = None) -> list[report.Row]:

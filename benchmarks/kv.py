@@ -5,19 +5,23 @@ blocks (`benchmarks.block_lots`) in turn: Baton's transport by its public contra
 `process_vm_readv` (what UCX's CMA does, and so the transport's own limit on one host), plain TCP sockets against
 Baton's transport over TCP, and NIXL by its own API in processes of its own. `ucx_perftest`, UCX's own program, cannot
 be given lists: it sends one buffer again and again, which the caches hold.
+
+Small lots are moved a second time with several under way (`benchmarks.lot_streams`).
+
+With ``--device cuda`` see `benchmarks.kv_cuda`.
 """
 
 import asyncio
 import contextlib
 import statistics
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
 
-from benchmarks import report, ucx_perftest
-from benchmarks.block_lots import KINDS, POOL_BYTES, QUICK_POOL_BYTES, SIZES, LotKind, kind_name
+from benchmarks import kv_cuda, report, ucx_perftest
+from benchmarks.block_lots import IN_FLIGHT, KINDS, POOL_BYTES, QUICK_POOL_BYTES, SIZES, SMALL_KINDS, LotKind, kind_name
+from benchmarks.cuda_device import require_device
 from benchmarks.kv_orders import HANDOVER_BLOCKS, LAYOUT, SHARED_MEMORY, TCP, TRIGGER_BYTES
 from benchmarks.kv_receiver import Handovers, Receiver, both_sides
 from benchmarks.nixl_sides import OPERATIONS, NixlPair, installed, nixl_pair
+from benchmarks.rounds import Measurement, against, in_turn
 
 TCP_SIZES = ("64KiB", "192KiB", "1MiB")
 MANY = 2000
@@ -37,25 +41,11 @@ CASES = (
         for name in TCP_SIZES
         for against in ("sockets", "ucx_perftest")
     ),
+    *(f"kv.in_flight.{name}.{against}" for name in SMALL_KINDS for against in ("cma", "nixl")),
     "kv.round_trip.sleeping",
     "kv.round_trip.polling",
     "kv.handover.32x192KiB",
 )
-
-Measurement = Callable[[], Awaitable[float]]
-Name = TypeVar("Name")
-
-
-async def _in_turn(what: str, rounds: int, measurements: dict[Name, Measurement]) -> dict[Name, list[float]]:
-    """Return what each measured in the same ``rounds`` rounds; where there are several, one before them warms up."""
-    names = list(measurements)
-    results: dict[Name, list[float]] = {name: [] for name in names}
-    if rounds > 1:
-        for name in names:
-            await measurements[name]()
-    for position in report.turns(what, rounds, len(names)):
-        results[names[position]].append(await measurements[names[position]]())
-    return results
 
 
 async def _lot_rows(receiver: Receiver, nixl: NixlPair | None, rounds: int, name: str) -> list[report.Row]:
@@ -71,19 +61,45 @@ async def _lot_rows(receiver: Receiver, nixl: NixlPair | None, rounds: int, name
             operation: lambda operation=operation: nixl.gb_s(kind, operation)  # type: ignore[misc]  # mypy loses it
             for operation in OPERATIONS
         }
-    figures = await _in_turn(f"{name} blocks", rounds, measurements)
+    figures = await in_turn(f"{name} blocks", rounds, measurements)
     ours = figures["ours"]
-    memcpy = _against(f"kv.{name}.memcpy", ours, "memcpy, one thread", figures["memcpy"])
-    cma = _against(f"kv.{name}.cma", ours, "process_vm_readv", figures["cma"])
-    rows = [
+    memcpy = against(f"kv.{name}.memcpy", ours, "memcpy, one thread", figures["memcpy"])
+    return [
         memcpy.aiming_at(COPY_AIM) if kind.size == SIZES[COPY_AIM_SIZE] else memcpy,
-        cma.aiming_at(LIMIT_AIM if kind.size >= SMALL_BYTES else SMALL_LIMIT_AIM),
+        _cma_row(f"kv.{name}", kind, figures),
+        _nixl_row(f"kv.{name}", figures),
     ]
-    case = f"kv.{name}.nixl"
-    if nixl is None:
-        return [*rows, report.not_here(case, statistics.median(ours), "GB/s", "NIXL").aiming_at(NIXL_AIM)]
+
+
+async def _stream_rows(receiver: Receiver, nixl: NixlPair | None, rounds: int, name: str) -> list[report.Row]:
+    """Return the rows of one kind of small lots, of which several are under way."""
+    kind = KINDS[name]
+    measurements: dict[str, Measurement] = {
+        "ours": lambda: receiver.ours_streaming_gb_s(kind),
+        "cma": lambda: receiver.cma_streaming_gb_s(kind),
+    }
+    if nixl is not None:
+        measurements |= {
+            operation: lambda operation=operation: nixl.gb_s(kind, operation, streaming=True)  # type: ignore[misc]  # as above
+            for operation in OPERATIONS
+        }
+    figures = await in_turn(f"{name} blocks, {IN_FLIGHT} lots in flight", rounds, measurements)
+    case = f"kv.in_flight.{name}"
+    return [_cma_row(case, kind, figures), _nixl_row(case, figures)]
+
+
+def _cma_row(case: str, kind: LotKind, figures: dict[str, list[float]]) -> report.Row:
+    row = against(f"{case}.cma", figures["ours"], "process_vm_readv", figures["cma"])
+    return row.aiming_at(LIMIT_AIM if kind.size >= SMALL_BYTES else SMALL_LIMIT_AIM)
+
+
+def _nixl_row(case: str, figures: dict[str, list[float]]) -> report.Row:
+    """Return the row against the better of NIXL's operations, if NIXL is here."""
+    ours = figures["ours"]
+    if not figures.keys() >= set(OPERATIONS):
+        return report.not_here(f"{case}.nixl", statistics.median(ours), "GB/s", "NIXL").aiming_at(NIXL_AIM)
     best = max(OPERATIONS, key=lambda operation: statistics.median(figures[operation]))
-    return [*rows, _against(case, ours, f"NIXL {best}", figures[best]).aiming_at(NIXL_AIM)]
+    return against(f"{case}.nixl", ours, f"NIXL {best}", figures[best]).aiming_at(NIXL_AIM)
 
 
 async def _perftest_rows(receiver: Receiver, rounds: int, total_bytes: int) -> list[report.Row]:
@@ -98,8 +114,8 @@ async def _perftest_rows(receiver: Receiver, rounds: int, total_bytes: int) -> l
         async def ours(kind: LotKind = kind) -> float:
             return await receiver.ours_gb_s(kind, SHARED_MEMORY)
 
-        figures = await _in_turn(f"{name} ucx_perftest", rounds, {"ours": ours, "peer": perftest})
-        rows.append(_against(f"kv.{name}.ucx_perftest", figures["ours"], "ucx_perftest, one buffer", figures["peer"]))
+        figures = await in_turn(f"{name} ucx_perftest", rounds, {"ours": ours, "peer": perftest})
+        rows.append(against(f"kv.{name}.ucx_perftest", figures["ours"], "ucx_perftest, one buffer", figures["peer"]))
     return rows
 
 
@@ -120,11 +136,11 @@ async def _tcp_rows(receiver: Receiver, rounds: int, total_bytes: int) -> list[r
             return await asyncio.to_thread(ucx_perftest.bandwidth, TCP, size, total_bytes, PEER_IN_FLIGHT)
 
         measurements: dict[str, Measurement] = {"ours": ours, "sockets": sockets, "perftest": perftest}
-        figures = await _in_turn(f"{case} over TCP", rounds, measurements)
-        plain = _against(f"kv.tcp.{case}.sockets", figures["ours"], "TCP sockets, loopback", figures["sockets"])
+        figures = await in_turn(f"{case} over TCP", rounds, measurements)
+        plain = against(f"kv.tcp.{case}.sockets", figures["ours"], "TCP sockets, loopback", figures["sockets"])
         rows.append(plain.aiming_at(LIMIT_AIM))
-        against = "ucx_perftest, one buffer"
-        rows.append(_against(f"kv.tcp.{case}.ucx_perftest", figures["ours"], against, figures["perftest"]))
+        peer = "ucx_perftest, one buffer"
+        rows.append(against(f"kv.tcp.{case}.ucx_perftest", figures["ours"], peer, figures["perftest"]))
     return rows
 
 
@@ -140,7 +156,7 @@ async def _round_trip_rows(receiver: Receiver, rounds: int, messages: int) -> li
         "sleep": sleeping,
         "poll": polling,
     }
-    figures = await _in_turn("round trip", rounds, measurements)
+    figures = await in_turn("round trip", rounds, measurements)
     value, sleep, poll = (statistics.median(values) for values in figures.values())
     return [
         report.lower_is_better("kv.round_trip.sleeping", value, "us", "ucx_perftest tag_lat, sleeping", sleep),
@@ -155,15 +171,9 @@ async def _handover_row(receiver: Receiver, handovers: Handovers, rounds: int) -
     async def bare() -> float:
         return HANDOVER_KIND.lot_bytes / await receiver.ours_gb_s(HANDOVER_KIND, SHARED_MEMORY) / 1e6
 
-    figures = await _in_turn("hand-over", rounds, {"ours": handover, "bare": bare})
+    figures = await in_turn("hand-over", rounds, {"ours": handover, "bare": bare})
     value, moved = (statistics.median(values) for values in figures.values())
     return report.lower_is_better("kv.handover.32x192KiB", value, "ms", "the bare transport, same blocks", moved)
-
-
-def _against(case: str, ours: list[float], against: str, theirs: list[float]) -> report.Row:
-    """Compare two rates, measured in the same rounds."""
-    row = report.higher_is_better(case, statistics.median(ours), "GB/s", against, statistics.median(theirs))
-    return row.over_rounds(ours, theirs)
 
 
 async def measure(*, quick: bool) -> list[report.Row]:
@@ -178,6 +188,8 @@ async def measure(*, quick: bool) -> list[report.Row]:
                 rows += await _lot_rows(receiver, nixl, rounds, name)
             rows += await _perftest_rows(receiver, rounds, pool_bytes)
             rows += await _tcp_rows(receiver, rounds, pool_bytes)
+            for name in SMALL_KINDS:
+                rows += await _stream_rows(receiver, nixl, 3 * rounds, name)
             rows += await _round_trip_rows(receiver, rounds, 50 if quick else 1000)
             rows.append(await _handover_row(receiver, handovers, 3 * rounds))
     return rows
@@ -185,8 +197,15 @@ async def measure(*, quick: bool) -> list[report.Row]:
 
 def main() -> None:
     """Measure and print."""
-    options = report.parser(__doc__).parse_args()
-    report.show(asyncio.run(measure(quick=options.quick)), as_json=options.json)
+    parser = report.parser(__doc__)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: blocks in one GPU's memory")
+    options = parser.parse_args()
+    if options.device == "cuda":
+        require_device()
+        rows = asyncio.run(kv_cuda.measure("cuda", quick=options.quick))
+    else:
+        rows = asyncio.run(measure(quick=options.quick))
+    report.show(rows, as_json=options.json)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from benchmarks.block_lots import LotKind
 from cluster_core.identity import Attempt, BlockHash, Incarnation
@@ -65,6 +65,24 @@ class RawLots:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LotStream:
+    """Send as many lots as a stream has when a message with ``tag`` comes; the tags are those of `Lots`.
+
+    The second answer is the moment at which the sender began.
+    """
+
+    to: str
+    tag: int
+    kind: LotKind
+    first: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RawStream:
+    """On the plain connection tell of the lots of a stream when a byte comes; one byte more comes for each one read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Echoes:
     """Send ``count`` messages back, each as soon as it comes: tag ``tag`` + 2 i in, the next one out."""
 
@@ -74,13 +92,22 @@ class Echoes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Digests:
+    """Digest the blocks of the lots ``first`` to ``first + number - 1``; the second answer has the seconds of each."""
+
+    kind: LotKind
+    first: int
+    number: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
     """Export the pool's blocks as a finished prefill does."""
 
     request_id: str
 
 
-Order = Lots | RawLots | Echoes | Offer
+Order = Lots | LotStream | RawLots | RawStream | Echoes | Digests | Offer
 
 
 def order_line(order: Order) -> str:
@@ -93,7 +120,7 @@ def order_from(line: str) -> Order:
     fields: dict[str, Any] = json.loads(line)
     if "kind" in fields:
         fields["kind"] = LotKind(**fields["kind"])
-    kinds: dict[str, type[Order]] = {kind.__name__: kind for kind in (Lots, RawLots, Echoes, Offer)}
+    kinds: dict[str, type[Order]] = {kind.__name__: kind for kind in get_args(Order)}
     return kinds[fields.pop("do")](**fields)
 
 

@@ -1,8 +1,6 @@
 """The side of the block benchmark that receives, as a decode worker does.
 
-One clock for all: the seconds of a lot run from the moment at which the sender begins to the last byte's being here,
-and what posting the receives took comes on top. Asking the sender is not counted: in a hand-over it happens while the
-prompt is still being read.
+Every other way is timed as `benchmarks.lot_sides` times Baton's transport.
 """
 
 import asyncio
@@ -10,14 +8,14 @@ import json
 import socket
 import statistics
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import count
 
 import numpy as np
 import torch
 
-from benchmarks.block_lots import LotKind, Memory, Places, blocks_of, check, new_pool, places
+from benchmarks.block_lots import LotKind, Memory, Places, check, new_pool, places
 from benchmarks.kv_orders import (
     ATTEMPT,
     EXPORTER,
@@ -25,18 +23,17 @@ from benchmarks.kv_orders import (
     HASHES,
     LAYOUT,
     SHARED_MEMORY,
-    TAGS_A_LOT,
     TCP,
     TRIGGER_BYTES,
     Echoes,
     Facts,
-    Lots,
     Offer,
     Order,
     RawLots,
-    order_line,
     transfer_settings,
 )
+from benchmarks.lot_sides import LotReceiver, gb_s
+from benchmarks.lot_streams import StreamReceiver
 from benchmarks.peer_process import PeerProcess, running
 from benchmarks.raw_transfer import CmaReader, Copies, RemotePool, hear_begin, pieces_of, receive_pieces
 from cluster_core.holds import RequestHold
@@ -46,8 +43,8 @@ from cluster_rpc.worker_messages import PrefillOrigin
 from decode_worker.handoff_call import GrpcBlockSource
 from inference_engine.block_pool import BlockPool
 from inference_engine.kv_pool import KvPool
-from kv_transfer.importer import Importer, ImportJob
-from kv_transfer.lots import Lot
+from kv_transfer.import_job import ImportJob
+from kv_transfer.importer import Importer
 from kv_transfer.transport import Transport, make_transport
 
 
@@ -56,15 +53,14 @@ class Receiver:
 
     def __init__(self, pool: Memory, sender: PeerProcess, facts: Facts, transports: dict[str, Transport]) -> None:
         self._pool = pool
-        self._sender = sender
         self._facts = facts
         self._transports = transports
         self._copies = Copies(new_pool(len(pool)), pool)
         self._cma = CmaReader(pool, RemotePool(pid=facts.pid, address=facts.pool_address))
         self._connection = socket.create_connection(("127.0.0.1", facts.port))
         self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._numbers = count()
-        self._tags = count(1 << 40, 1 << 32)
+        self._lots = LotReceiver(pool, sender, facts.transports, transports)
+        self._streams = StreamReceiver(pool, self._lots, facts.transports, transports[SHARED_MEMORY])
 
     def close(self) -> None:
         """Close the plain connection."""
@@ -72,41 +68,27 @@ class Receiver:
 
     async def ours_gb_s(self, kind: LotKind, tls: str) -> float:
         """Return what Baton's transport moves in a second."""
-        kind, numbers = self._next(kind)
-        transport = self._transports[tls]
-        base = next(self._tags)
-        order = Lots(tls=tls, to=transport.address.hex(), tag=base, kind=kind, first=numbers.start, number=len(numbers))
-        await self.order(order)
-        peer = await transport.connect(bytes.fromhex(self._facts.transports[tls]))
-        rows = blocks_of(self._pool, kind.size)
-        trigger = np.zeros(TRIGGER_BYTES, np.uint8)
-        posted, ended = [], []
-        lists = [places(kind, number, len(self._pool)) for number in numbers]
-        for place, (_, targets) in enumerate(lists):
-            tag = base + place * TAGS_A_LOT
-            lot = Lot(rows=rows, indices=targets.tolist(), tag=tag + 1, numbers=range(len(targets)))
-            started = time.perf_counter()
-            done = peer.receive_lot(lot, _nobody_listens)
-            posted.append(time.perf_counter() - started)
-            triggered = peer.send(trigger, tag)
-            await done
-            ended.append(time.perf_counter())
-            await triggered
-        began = json.loads(await asyncio.to_thread(self._sender.hear))
-        self._check(kind, lists)
-        return _gb_s(kind, [post + end - begin for post, begin, end in zip(posted, began, ended, strict=True)])
+        return await self._lots.gb_s(kind, tls)
+
+    async def ours_streaming_gb_s(self, kind: LotKind) -> float:
+        """Return what Baton's transport moves in a second with several lots under way."""
+        return await self._streams.ours_gb_s(kind)
+
+    async def cma_streaming_gb_s(self, kind: LotKind) -> float:
+        """Return what `process_vm_readv` reads in a second where the sender tells of lots before others were read."""
+        return await self._streams.cma_gb_s(kind, self._cma, self._connection)
 
     async def memcpy_gb_s(self, kind: LotKind) -> float:
         """Return what one thread copies in a second."""
-        kind, numbers = self._next(kind)
+        kind, numbers = self._lots.next_lots(kind)
         lists = [places(kind, number, len(self._pool)) for number in numbers]
         taken = [self._copies.seconds(kind, sources, targets) for sources, targets in lists]
         self._check(kind, lists)
-        return _gb_s(kind, taken)
+        return gb_s(kind, taken)
 
     async def cma_gb_s(self, kind: LotKind) -> float:
         """Return what `process_vm_readv` reads in a second, by a process that sleeps until the sender begins."""
-        kind, numbers = self._next(kind)
+        kind, numbers = self._lots.next_lots(kind)
         lists = [places(kind, number, len(self._pool)) for number in numbers]
         await self.order(RawLots(kind=kind, first=numbers.start, number=len(numbers), send=False))
         taken = []
@@ -117,11 +99,11 @@ class Receiver:
             self._cma.read(calls)
             taken.append(time.perf_counter() - began)
         self._check(kind, lists)
-        return _gb_s(kind, taken)
+        return gb_s(kind, taken)
 
     async def sockets_gb_s(self, kind: LotKind) -> float:
         """Return what a plain TCP connection over loopback moves in a second."""
-        kind, numbers = self._next(kind)
+        kind, numbers = self._lots.next_lots(kind)
         lists = [places(kind, number, len(self._pool)) for number in numbers]
         await self.order(RawLots(kind=kind, first=numbers.start, number=len(numbers), send=True))
         taken = []
@@ -132,11 +114,11 @@ class Receiver:
             receive_pieces(self._connection, pieces)
             taken.append(time.perf_counter() - began)
         self._check(kind, lists)
-        return _gb_s(kind, taken)
+        return gb_s(kind, taken)
 
     async def round_trip_us(self, messages: int) -> float:
         """Return the median round trip of ``messages`` small messages, in microseconds."""
-        tag = next(self._tags)
+        tag = self._lots.next_tag()
         transport = self._transports[SHARED_MEMORY]
         await self.order(Echoes(to=transport.address.hex(), tag=tag, count=messages))
         peer = await transport.connect(bytes.fromhex(self._facts.transports[SHARED_MEMORY]))
@@ -152,14 +134,7 @@ class Receiver:
 
     async def order(self, order: Order) -> None:
         """Ask the sender for something; return when it waits for what comes next."""
-        self._sender.say(order_line(order))
-        await asyncio.to_thread(self._sender.hear)
-
-    def _next(self, kind: LotKind) -> tuple[LotKind, range]:
-        """Return the kind as it fits here, and numbers of lots that nobody has had."""
-        kind = kind.fitting(len(self._pool))
-        first = next(self._numbers) * 1000
-        return kind, range(first, first + kind.lots_a_turn)
+        await self._lots.order(order)
 
     def _check(self, kind: LotKind, lists: list[tuple[Places, Places]]) -> None:
         """Check the last lot: it may have overwritten places of those before it."""
@@ -226,11 +201,3 @@ async def both_sides(pool_bytes: int) -> AsyncIterator[tuple[Receiver, Handovers
         exits.push_async_callback(source.close)
         origin = PrefillOrigin(worker_id=WorkerId("prefill-0"), incarnation=EXPORTER, address=facts.service)
         yield receiver, Handovers(receiver, source, origin, holds)
-
-
-def _nobody_listens(_places: Sequence[int]) -> None:
-    """Hear of blocks that have come: the lot's end is all that is waited for."""
-
-
-def _gb_s(kind: LotKind, taken_s: Sequence[float]) -> float:
-    return kind.lot_bytes / statistics.median(taken_s) / 1e9

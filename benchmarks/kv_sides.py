@@ -10,13 +10,11 @@ import json
 import os
 import socket
 import sys
-import time
-from collections.abc import Callable
 
 import numpy as np
 import torch
 
-from benchmarks.block_lots import blocks_of, new_pool, places
+from benchmarks.block_lots import new_pool, places
 from benchmarks.kv_orders import (
     ATTEMPT,
     EXPORTER,
@@ -24,18 +22,21 @@ from benchmarks.kv_orders import (
     HASHES,
     LAYOUT,
     SHARED_MEMORY,
-    TAGS_A_LOT,
     TCP,
     TRIGGER_BYTES,
     Echoes,
     Facts,
     Lots,
+    LotStream,
     Offer,
     Order,
     RawLots,
+    RawStream,
     order_from,
     transfer_settings,
 )
+from benchmarks.lot_sides import Answer, LotSender
+from benchmarks.lot_streams import send_raw_stream, send_stream
 from benchmarks.peer_process import orders
 from benchmarks.raw_transfer import pieces_of, send_pieces, tell_begin
 from cluster_core.holds import RequestHold
@@ -47,10 +48,7 @@ from inference_engine.block_pool import BlockPool
 from inference_engine.kv_pool import KvPool
 from kv_transfer.export_memory import SealedBlock
 from kv_transfer.exporter import Exporter
-from kv_transfer.lots import Lot
 from kv_transfer.transport import make_transport
-
-Answer = Callable[[str], None]
 
 
 class Sender:
@@ -61,6 +59,7 @@ class Sender:
         self._answer = answer
         self._memory = new_pool(pool_bytes)
         self._transports = {tls: make_transport(transfer_settings(tls)) for tls in (SHARED_MEMORY, TCP)}
+        self._lots = LotSender(self._memory, self._transports, answer)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._connection: socket.socket | None = None
         self._pool = KvPool(LAYOUT, HANDOVER_BLOCKS, torch.device("cpu"))
@@ -103,7 +102,11 @@ class Sender:
         """Do what is asked."""
         match order:
             case Lots():
-                await self._send_lots(order)
+                await self._lots.send(order)
+            case LotStream():
+                await send_stream(self._memory, self._transports[SHARED_MEMORY], order, self._answer)
+            case RawStream():
+                send_raw_stream(self._connected(), self._answer)
             case RawLots():
                 self._send_raw(order)
             case Echoes():
@@ -111,39 +114,22 @@ class Sender:
             case Offer():
                 await self._offer(order)
 
-    async def _send_lots(self, order: Lots) -> None:
-        kind = order.kind
-        rows = blocks_of(self._memory, kind.size)
-        peer = await self._transports[order.tls].connect(bytes.fromhex(order.to))
-        lots = []
-        for number in range(order.number):
-            sources = places(kind, order.first + number, len(self._memory))[0].tolist()
-            tag = order.tag + number * TAGS_A_LOT + 1
-            lots.append(Lot(rows=rows, indices=sources, tag=tag, numbers=range(len(sources))))
-        triggers = [
-            peer.receive(np.zeros(TRIGGER_BYTES, np.uint8), order.tag + number * TAGS_A_LOT)
-            for number in range(order.number)
-        ]
-        self._answer("ready")
-        began = []
-        for trigger, lot in zip(triggers, lots, strict=True):
-            await trigger
-            began.append(time.perf_counter())
-            await peer.send_lot(lot)
-        self._answer(json.dumps(began))
-
     def _send_raw(self, order: RawLots) -> None:
         """Block the loop: nothing else goes on meanwhile."""
         self._answer("ready")
-        if self._connection is None:
-            self._connection, _ = self._listener.accept()
-            self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection = self._connected()
         for number in range(order.first, order.first + order.number):
             sources, _ = places(order.kind, number, len(self._memory))
             pieces = pieces_of(self._memory, order.kind.size, sources) if order.send else []
-            self._connection.recv(1)
-            tell_begin(self._connection)
-            send_pieces(self._connection, pieces)
+            connection.recv(1)
+            tell_begin(connection)
+            send_pieces(connection, pieces)
+
+    def _connected(self) -> socket.socket:
+        if self._connection is None:
+            self._connection, _ = self._listener.accept()
+            self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return self._connection
 
     async def _echo(self, order: Echoes) -> None:
         peer = await self._transports[SHARED_MEMORY].connect(bytes.fromhex(order.to))

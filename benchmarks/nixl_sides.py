@@ -22,6 +22,7 @@ import statistics
 import struct
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import count
@@ -29,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.block_lots import LotKind, Places, check, new_pool, places
+from benchmarks.block_lots import IN_FLIGHT, LOTS_OF_A_STREAM, LotKind, Places, check, new_pool, places
 from benchmarks.peer_process import PeerProcess, orders, running
 
 PACKAGES = ("nixl", "nixl_cu12", "nixl_cu13")
@@ -57,10 +58,15 @@ class NixlPair:
         self._pool_bytes = pool_bytes
         self._numbers = count()
 
-    async def gb_s(self, kind: LotKind, operation: str) -> float:
-        """Return what ``operation`` moves in a second."""
+    async def gb_s(self, kind: LotKind, operation: str, *, streaming: bool = False) -> float:
+        """Return what ``operation`` moves in a second: one lot after another, or several under way at once."""
         kind = kind.fitting(self._pool_bytes)
-        order = {"operation": operation, "kind": dataclasses.asdict(kind), "first": next(self._numbers) * 1000}
+        order = {
+            "operation": operation,
+            "kind": dataclasses.asdict(kind),
+            "first": next(self._numbers) * 1000,
+            "streaming": streaming,
+        }
         for side in (self._holder, self._mover):
             side.say(json.dumps(order))
         return kind.lot_bytes / float(await asyncio.to_thread(self._mover.hear)) / 1e9
@@ -126,10 +132,14 @@ class _Agent:
 
     def hear(self) -> bytes:
         """Spin until the other agent notifies this one."""
+        return self.hear_some()[0]
+
+    def hear_some(self) -> list[bytes]:
+        """Spin until the other agent notifies this one; return all that it said."""
         while not (told := self.agent.get_new_notifs().get(self._other)):
             pass
-        message: bytes = told[0]
-        return message
+        messages: list[bytes] = told
+        return messages
 
 
 class _Holder:
@@ -148,6 +158,20 @@ class _Holder:
                 check(self._mine.targets, kind, *places(kind, number, self._mine.pool_bytes))
             self._mine.tell(moment)
 
+    def obey_streaming(self, kind: LotKind, operation: str, first: int) -> None:
+        """Say when lots may be read, or when all have been written."""
+        if operation == "READ":
+            self._mine.hear()
+            self._mine.tell(time.perf_counter())
+            return
+        written = 0
+        while written < LOTS_OF_A_STREAM:
+            written += len(self._mine.hear_some())
+        moment = time.perf_counter()
+        last = first + LOTS_OF_A_STREAM - 1
+        check(self._mine.targets, kind, *places(kind, last, self._mine.pool_bytes))
+        self._mine.tell(moment)
+
 
 class _Mover:
     """The agent that moves lots."""
@@ -164,15 +188,46 @@ class _Mover:
 
     def obey(self, kind: LotKind, operation: str, first: int) -> None:
         """Move as many lots as a turn has; print the median of their seconds."""
-        if (operation, kind.size) not in self._prepared:
-            ours, theirs = self._sides[operation]
-            sides = self._blocks("NIXL_INIT_AGENT", ours, kind.size), self._blocks(self._remote, theirs, kind.size)
-            self._prepared[operation, kind.size] = sides
+        self._prepare(operation, kind)
         move = self._read if operation == "READ" else self._write
         lots = [
             (kind, *places(kind, number, self._mine.pool_bytes)) for number in range(first, first + kind.lots_a_turn)
         ]
         _say(str(statistics.median(move(*lot) for lot in lots)))
+
+    def obey_streaming(self, kind: LotKind, operation: str, first: int) -> None:
+        """Move the lots of a stream; print the seconds that each took in the mean."""
+        self._prepare(operation, kind)
+        numbers = range(first, first + LOTS_OF_A_STREAM)
+        lists = [places(kind, number, self._mine.pool_bytes) for number in numbers]
+        here, there = (1, 0) if operation == "READ" else (0, 1)
+        sides = [(each[here].astype(np.int32), each[there].astype(np.int32)) for each in lists]
+        if operation == "READ":
+            self._mine.tell(0.0)  # it is awaited
+            (began,) = _MOMENT.unpack(self._mine.hear())
+        else:
+            began = time.perf_counter()
+        moved: list[Any] = []
+        under_way: deque[Any] = deque()
+        for side in sides:
+            if len(under_way) == IN_FLIGHT:
+                moved.append(self._wait(*under_way.popleft()))
+            under_way.append(self._begin(operation, kind, *side))
+        moved.extend(self._wait(*one) for one in under_way)
+        ended = time.perf_counter()
+        if operation == "WRITE":
+            (ended,) = _MOMENT.unpack(self._mine.hear())
+        for request in moved:
+            self._agent.release_xfer_handle(request)
+        if operation == "READ":
+            check(self._mine.targets, kind, *lists[-1])
+        _say(str((ended - began) / len(lists)))
+
+    def _prepare(self, operation: str, kind: LotKind) -> None:
+        if (operation, kind.size) not in self._prepared:
+            ours, theirs = self._sides[operation]
+            sides = self._blocks("NIXL_INIT_AGENT", ours, kind.size), self._blocks(self._remote, theirs, kind.size)
+            self._prepared[operation, kind.size] = sides
 
     def _blocks(self, agent: str, address: int, size: int) -> Any:
         """Prepare all blocks of one size of a pool."""
@@ -201,14 +256,19 @@ class _Mover:
         return taken
 
     def _move(self, operation: str, kind: LotKind, here: Any, there: Any) -> Any:
+        return self._wait(*self._begin(operation, kind, here, there))
+
+    def _begin(self, operation: str, kind: LotKind, here: Any, there: Any) -> tuple[Any, str]:
         local, remote = self._prepared[operation, kind.size]
         told = b"written" if operation == "WRITE" else b""
         request = self._agent.make_prepped_xfer(operation, local, here, remote, there, told)
-        state = self._agent.transfer(request)
+        return request, self._agent.transfer(request)
+
+    def _wait(self, request: Any, state: str) -> Any:
         while state == "PROC":
             state = self._agent.check_xfer_state(request)
         if state != "DONE":
-            message = f"NIXL says {state} of a {operation}"
+            message = f"NIXL says {state}"
             raise RuntimeError(message)
         return request
 
@@ -231,7 +291,8 @@ async def main(role: str, pool_bytes: int) -> None:
             side = _Holder(mine, order) if role == "holder" else _Mover(mine, order)
             _say(READY)
         else:
-            side.obey(LotKind(**order["kind"]), order["operation"], order["first"])
+            obey = side.obey_streaming if order["streaming"] else side.obey
+            obey(LotKind(**order["kind"]), order["operation"], order["first"])
 
 
 if __name__ == "__main__":

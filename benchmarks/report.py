@@ -117,8 +117,11 @@ def machine() -> dict[str, object]:
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """Return the options that every benchmark has: ``--json``, and ``--quick`` for a short run."""
-    options = argparse.ArgumentParser(description=description)
+    """Return the options that every benchmark has: ``--json``, and ``--quick`` for a short run.
+
+    Usage and errors call the program as one types it, whichever way it was started.
+    """
+    options = argparse.ArgumentParser(prog=f"baton bench {Path(sys.argv[0]).stem}", description=description)
     options.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     options.add_argument("--quick", action="store_true", help="fewer rounds: shows that it runs, not how fast")
     return options

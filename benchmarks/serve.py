@@ -33,6 +33,10 @@ FIRST_AIM = 1.5
 FIRST_PROMPT_TOKENS, FIRST_ANSWER_TOKENS = 64, 8
 """Of a small request: what only the first one does would be hidden in a long prefill."""
 TOKEN_KV_BYTES = 12 * 1024
+AT_ONCE, AT_ONCE_PROMPT_TOKENS, AT_ONCE_ANSWER_TOKENS = 8, 512, 16
+VLLM_AT_ONCE_S = 0.476
+"""From the first token to the second of `AT_ONCE` requests at once: vLLM with NIXL, one prefill and one decode worker,
+this model on such a machine; measured before, not in the same run."""
 RESOLUTION_S = 1e-4
 """A hand-over hidden behind the prefill is the difference of two equal gaps, and may come out below 0: this stands for
 all that cannot be told from the jitter of a decode step."""
@@ -68,6 +72,7 @@ CASES = (
     *(f"serve.second_token.{prompts.tokens}" for prompts in PROMPTS),
     *(f"serve.exposed.{prompts.tokens}" for prompts in PROMPTS if prompts.shows_exposed),
     f"serve.ttft.{CACHED_PROMPT_TOKENS}.cached",
+    f"serve.first_gap.{AT_ONCE}_at_once",
     f"serve.streams.{STREAMS}",
 )
 
@@ -164,6 +169,17 @@ async def _cached_row(split: Asker, rounds: int) -> report.Row:
     return _in_ms(f"serve.ttft.{CACHED_PROMPT_TOKENS}.cached", again_s, "the first request", first_s)
 
 
+async def _at_once_row(split: Asker, rounds: int) -> report.Row:
+    """Return the row of the gap before the second token where several prompts come, and are handed over, at once."""
+    gaps: list[float] = []
+    for _ in report.turns(f"{AT_ONCE} prompts at once", rounds, 1):
+        asked = (split.ask_new(AT_ONCE_PROMPT_TOKENS, AT_ONCE_ANSWER_TOKENS) for _ in range(AT_ONCE))
+        gaps += _values(await asyncio.gather(*asked), "first_gap_s")
+    against = f"aim: vLLM's {1000 * VLLM_AT_ONCE_S:g} ms"
+    row = _in_ms(f"serve.first_gap.{AT_ONCE}_at_once", statistics.median(gaps), against, VLLM_AT_ONCE_S)
+    return row.aiming_at(1.0)
+
+
 async def _streams_row(split: Asker, local: Asker, rounds: int) -> report.Row:
     measurements: tuple[Callable[[], Awaitable[float]], ...] = split.tokens_per_s, local.tokens_per_s
     rates: tuple[list[float], list[float]] = [], []
@@ -183,6 +199,7 @@ async def measure(routers: Routers, *, quick: bool) -> list[report.Row]:
         for prompts in PROMPTS:
             rows += await _length_rows(split, local, prompts, quick=quick)
         rows.append(await _cached_row(split, 1 if quick else 3))
+        rows.append(await _at_once_row(split, 1 if quick else 5))
         rows.append(await _streams_row(split, local, 1 if quick else 3))
     return rows
 

@@ -40,7 +40,7 @@ from inference_engine.engine_loop import Stepping
 from inference_engine.model_folder import open_model_folder
 from inference_engine.settings import EngineSettings, ModelSettings
 from inference_engine.warm_up import warm_up
-from kv_transfer.importer import Imported, ImportJob
+from kv_transfer.import_job import Imported, ImportJob
 
 THREADS = 2
 BLOCKS = 1024

@@ -192,6 +192,8 @@ class Follower:
         self._behind.setdefault(incarnation, max(now, self._not_before.get(incarnation, now)))
 
     async def _take_snapshots(self) -> None:
+        if not self._behind:
+            return
         now = asyncio.get_running_loop().time()
         for record in list(self._known.values()):
             incarnation = record.incarnation

@@ -1,8 +1,10 @@
-"""Whether a worker may join: its blocks must be shaped like those of everybody who serves the same model."""
+"""Whether a worker may join: nobody may live by its id, and its blocks must be shaped like everybody's of its model."""
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import fields
+from typing import TypeAlias
 
 from block_directory.directory import WorkerRegistry
 from cluster_core.errors import PartUnavailable, SettingsError
@@ -15,6 +17,38 @@ _SETTINGS = {"block_size_tokens": "engine.block_size_tokens", "dtype": "engine.d
 """The key of the configuration that decides a field; the others follow from the model."""
 _PATIENCE_LEASES = 1.2
 _LOOKS_A_LEASE = 10
+
+Speaks: TypeAlias = Callable[[WorkerRecord], Awaitable[bool]]
+"""Says whether a registered life of a worker answers by itself, and goes on."""
+
+
+async def refuse_a_twin(directory: WorkerRegistry, record: WorkerRecord, speaks: Speaks, lease_s: float) -> None:
+    """Raise `SettingsError`, which says where it runs, where another life of this worker is registered and lives.
+
+    Registering would take its place, and where both are supervised each would push the other out in turn, for ever. A
+    life that is dead, stopped or about to leave does not speak, and is replaced at once; one that speaks may be about
+    to end, and is waited for as `refuse_other_layouts` waits. A directory that does not answer is no reason to refuse.
+    """
+    loop = asyncio.get_running_loop()
+    give_up_at = loop.time() + _PATIENCE_LEASES * lease_s
+    while (twin := await _other_life(directory, record)) is not None and await speaks(twin):
+        if loop.time() >= give_up_at:
+            message = (
+                f"worker id {record.worker_id}: another process lives by it, pid {twin.pid} at {twin.address}; "
+                "start this one by another id, or end that one first"
+            )
+            raise SettingsError(message)
+        await asyncio.sleep(lease_s / _LOOKS_A_LEASE)
+
+
+async def _other_life(directory: WorkerRegistry, record: WorkerRecord) -> WorkerRecord | None:
+    try:
+        registered = await directory.workers()
+    except PartUnavailable as error:
+        _logger.warning("%s joins without looking for another of its id: %s", record.worker_id, error)
+        return None
+    of_its_id = (other for other in registered if other.worker_id == record.worker_id)
+    return next((other for other in of_its_id if other.incarnation != record.incarnation), None)
 
 
 async def refuse_other_layouts(directory: WorkerRegistry, record: WorkerRecord, lease_s: float) -> None:

@@ -138,6 +138,7 @@ class Publisher:
         try:
             async with asyncio.timeout_at(self._renew_at):
                 await self._woken.wait()
+                await asyncio.sleep(self._settings.gather_s)
         except TimeoutError:
             pass
 

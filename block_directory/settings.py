@@ -24,6 +24,9 @@ class DirectorySettings:
     """A worker that has not renewed its registration for so long is no longer listed."""
     call_timeout_s: float = 0.5
     """How long one call may take. A snapshot is read and written in slices, each of which is a call."""
+    gather_s: float = 0.03
+    """For so long a worker gathers news of its blocks before it tells them: a prompt that is handed over has none to
+    spare for it, and the router believes meanwhile what it has predicted."""
     tail_wait_s: float = 0.25
     """How long a follower's read waits at the server for an event."""
     retry_min_s: float = 0.05
@@ -50,9 +53,10 @@ class DirectorySettings:
             if not 0.0 < getattr(self, key) < 3600.0:
                 message = f"{key}: must be more than 0 and less than 3600 seconds, not {getattr(self, key)}"
                 raise ValueError(message)
-        if not 0.0 <= self.resync_spread_s < 3600.0:
-            message = f"resync_spread_s: must be at least 0 and less than 3600 seconds, not {self.resync_spread_s}"
-            raise ValueError(message)
+        for key in ("resync_spread_s", "gather_s"):
+            if not 0.0 <= getattr(self, key) < 3600.0:
+                message = f"{key}: must be at least 0 and less than 3600 seconds, not {getattr(self, key)}"
+                raise ValueError(message)
         if self.retry_max_s < self.retry_min_s:
             message = f"retry_max_s: must be at least retry_min_s ({self.retry_min_s}), not {self.retry_max_s}"
             raise ValueError(message)

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from cluster_core.blocks import BlockReference
 from cluster_core.identity import Attempt, BlockHash, Incarnation, RequestId, WorkerId
 
+EXACT = "exact"
+"""The wire format of blocks that arrive bit by bit as they were sealed."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WireOffer:
@@ -84,19 +87,21 @@ class ExportOpened:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BlocksSealed:
-    """These blocks can be pulled. Sent as chunks finish, positions ascending."""
-
-    blocks: tuple[BlockReference, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ExportFinished:
     """The prefill is complete: every block has been named, the last one perhaps not full."""
 
     first_token_id: int
     fork_token_ids: tuple[int, ...] = ()
     """The first tokens of the other choices, where the request has several."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlocksSealed:
+    """These blocks can be pulled. Sent as chunks finish, positions ascending."""
+
+    blocks: tuple[BlockReference, ...]
+    finished: ExportFinished | None = None
+    """With the last blocks, on the wire: what is said next, in the same message."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +112,13 @@ class ExportFailed:
 
 
 ExporterMessage = ExportOpened | BlocksSealed | ExportFinished | ExportFailed
+
+
+def in_turn(message: ExporterMessage) -> tuple[ExporterMessage, ...]:
+    """Return what a message says, one thing after the other."""
+    if isinstance(message, BlocksSealed) and message.finished is not None:
+        return BlocksSealed(blocks=message.blocks), message.finished
+    return (message,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +135,10 @@ class HandoffReport:
     exposed_s: float
     """The part of it after the exporter had finished its prefill."""
     transport: str
+    exact_bytes: int
+    """Bytes of the moved blocks where they lie: more than ``moved_bytes`` where they were rounded on their way."""
+    wire_format: str = EXACT
+    """How they came: `EXACT`, or the format that they were rounded to."""
 
     @property
     def overlapped_s(self) -> float:
@@ -133,6 +149,11 @@ class HandoffReport:
     def bytes_per_s(self) -> float:
         """How fast the bytes came while blocks were under way; 0 where nothing moved."""
         return self.moved_bytes / self.transfer_s if self.transfer_s > 0 else 0.0
+
+    @property
+    def wire_share(self) -> float:
+        """Bytes that travelled for each byte of the blocks; 1 where nothing moved."""
+        return self.moved_bytes / self.exact_bytes if self.exact_bytes else 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,7 +38,10 @@ class LinkReport:
     fixed_s: float = 0.0
     """What a hand-over over this link takes beside its bytes: as foreseen from the above, or as imports have shown."""
     bytes_per_s: float = 0.0
-    """How fast a hand-over's blocks come in: as foreseen from the above, or as imports have shown."""
+    """How fast a hand-over's blocks come in, exact ones: as foreseen from the above, or as imports have shown."""
+    rounded_bytes_per_s: float = 0.0
+    """The same of blocks that are rounded on their way: bytes of blocks, not of what travels, the rounding included.
+    0.0 where no import since the last measurement took such."""
     imports: int = 0
     """How many imports have shown it."""
     blocks_in_flight: int = 0

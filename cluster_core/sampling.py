@@ -100,7 +100,7 @@ class Sampling:
             self.repetition_penalty != 1.0
             or self.presence_penalty != 0.0
             or self.frequency_penalty != 0.0
-            or any(len(sequence) > 1 for sequence in self.banned_sequences)
+            or (bool(self.banned_sequences) and any(len(sequence) > 1 for sequence in self.banned_sequences))
             or self.thinking is not None
             or self.grammar is not None
         )

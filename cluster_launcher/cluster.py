@@ -17,6 +17,7 @@ from cluster_launcher.configuration import Configuration
 from cluster_launcher.progress import Progress
 from cluster_launcher.ray_cluster import RayCluster
 from cluster_launcher.ray_pools import RayPools
+from cluster_launcher.readiness import wait_until_it_answers
 from cluster_launcher.stop_signals import descendants, wait_until_gone
 from cluster_launcher.worker_actors import RayWorkerActors
 from cluster_rpc.client import BatonClient
@@ -81,6 +82,7 @@ class Cluster:
             client = await self._parts.enter_async_context(BatonClient(address))
             await pools.attach(client)
             await router.wait_until_warm(_WARM_TIMEOUT_S)
+            await wait_until_it_answers(address, configuration.cluster.start_timeout_s)
             model = (await client.list_workers()).model
             tell(address)
         self._watch(pools.watch())

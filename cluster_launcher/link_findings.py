@@ -56,7 +56,7 @@ def links_table(view: ClusterView) -> Table | None:
             Text(link.lane or link.transport, style="yellow" if link.warning else ""),
             duration(link.round_trip_s),
             f"{link.small_in_bytes_per_s / 1e9:.2f}, {_rate(link.large_in_bytes_per_s)}",
-            f"{link.imports} at {_rate(link.bytes_per_s)}" if link.imports else "-",
+            f"{link.imports} at {_rate(link.rounded_bytes_per_s or link.bytes_per_s)}" if link.imports else "-",
         )
     if len(links) > SHOWN_LINKS:
         table.add_row(f"and {len(links) - SHOWN_LINKS} more: --json has them all")

@@ -204,10 +204,9 @@ class RayPools:
         )
 
     async def _wait_until_ready(self, names: Sequence[WorkerId]) -> None:
-        assert self._router is not None, "attach() first"
         deadline = self._clock() + self._settings.start_timeout_s
         while True:
-            ready = {view.worker_id for view in (await self._router.list_workers()).workers if view.state == "ready"}
+            ready = await self._ready()
             missing = [name for name in names if name not in ready]
             if not missing:
                 return
@@ -215,6 +214,15 @@ class RayPools:
                 why = "it serves, but the router cannot reach it; see the key host of [prefill] and [decode]"
                 raise worker_failed(missing[0], why)
             await asyncio.sleep(self._look_period_s)
+
+    async def _ready(self) -> Collection[WorkerId]:
+        """Return the workers that the router can use now: none while it does not answer."""
+        assert self._router is not None, "attach() first"
+        try:
+            workers = (await self._router.list_workers()).workers
+        except BatonError:
+            return ()
+        return {view.worker_id for view in workers if view.state == "ready"}
 
     async def _unwell(self) -> Collection[WorkerId]:
         """Return the running workers that serve nobody now, as far as the router can say."""

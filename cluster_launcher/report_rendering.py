@@ -6,7 +6,7 @@ from rich.console import RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from cluster_core.handoff import FetchReport, HandoffReport
+from cluster_core.handoff import EXACT, FetchReport, HandoffReport
 from cluster_launcher.request_report import RequestReport, gigabytes_per_s, where
 from cluster_launcher.timeline import TimelineSpan, draw_timeline, duration
 from cluster_rpc.answers import AttemptView, Candidate
@@ -51,10 +51,18 @@ def _handed_over(handoff: HandoffReport, link: str) -> str:
     """Say what was handed over: ``prefill-0 → decode-1 over ucx (cma): 3 blocks moved in 3 messages, ...``."""
     return (
         f"{link or handoff.transport}: {handoff.moved_blocks} blocks moved in {handoff.messages} messages, "
-        f"{handoff.kept_blocks} were there already; {_bytes(handoff.moved_bytes)} in {duration(handoff.transfer_s)} "
+        f"{handoff.kept_blocks} were there already; {_on_the_wire(handoff)} in {duration(handoff.transfer_s)} "
         f"({gigabytes_per_s(handoff):.2f} GB/s): {duration(handoff.overlapped_s)} overlapped with the prefill, "
         f"{duration(handoff.exposed_s)} exposed after it"
     )
+
+
+def _on_the_wire(handoff: HandoffReport) -> str:
+    """Say what travelled: ``3.0 MiB, exact,`` or ``3.0 MiB, as int8, 0.25 of the blocks' 12.0 MiB,``."""
+    if handoff.wire_format == EXACT:
+        return f"{_bytes(handoff.moved_bytes)}, {EXACT},"
+    blocks = f"{handoff.wire_share:.2f} of the blocks' {_bytes(handoff.exact_bytes)}"
+    return f"{_bytes(handoff.moved_bytes)}, as {handoff.wire_format}, {blocks},"
 
 
 def _fetched(fetch: FetchReport) -> str:

@@ -53,6 +53,7 @@ def status_json(address: str, view: ClusterView) -> dict[str, Any]:
         "live_requests": view.live_requests,
         "queued_requests": view.queued_requests,
         "directory_url": without_password(view.directory_url),
+        "late_tokens": view.late_tokens,
         "workers": [_worker_json(worker) for worker in view.workers],
         "warnings": [finding.as_json() for finding in _warnings(view)],
     }

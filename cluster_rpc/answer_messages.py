@@ -69,6 +69,7 @@ def cluster_from_proto(message: cluster_pb2.ListWorkersResponse) -> ClusterView:
         live_requests=message.live_requests,
         queued_requests=message.queued_requests,
         directory_url=message.directory_url,
+        late_tokens=message.late_tokens,
     )
 
 

@@ -94,6 +94,8 @@ class ClusterView:
     live_requests: int
     queued_requests: int
     directory_url: str
+    late_tokens: int = 0
+    """Tokens that came from workers whose attempt had failed or had been given to others, since the router's start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,8 @@ class CallDeadline:
 
     async def wait(self, awaitable: Awaitable[Result]) -> Result:
         """Await the awaitable, at most until the deadline. Raises `DeadlineExceeded`."""
+        if self._at is None:
+            return await awaitable
         try:
             async with asyncio.timeout_at(self._at):
                 return await awaitable

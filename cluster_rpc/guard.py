@@ -5,11 +5,11 @@ is an async generator. When a client goes away, the generator is closed before t
 blocks run at once and in the call's own task.
 """
 
-import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
+from types import AsyncGeneratorType
 from typing import Any
 
 import grpc
@@ -75,7 +75,7 @@ async def _stream(method: Callable[[Any, Context], AsyncIterator[Any]], request:
     try:
         _require_readable(request)
         answers = method(request, context)
-        assert inspect.isasyncgen(answers), f"{method} must be an async generator"
+        assert isinstance(answers, AsyncGeneratorType), f"{method} must be an async generator"
         async with aclosing(answers):
             async for answer in answers:
                 await context.write(answer)

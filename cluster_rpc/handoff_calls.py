@@ -26,7 +26,7 @@ _Outcome = TypeVar("_Outcome")
 
 
 class GrpcHandoffChannel:
-    """A `kv_transfer.importer.HandoffChannel` over one call."""
+    """A `kv_transfer.import_job.HandoffChannel` over one call."""
 
     def __init__(self, call: HandoffCall, exporter: WorkerId) -> None:
         self._call = call

@@ -84,10 +84,11 @@ def exporter_to_proto(message: ExporterMessage) -> pb.ExporterMessage:
             )
             return pb.ExporterMessage(opened=opened)
         case BlocksSealed():
-            return pb.ExporterMessage(sealed=pb.BlocksSealed(blocks=map(_reference_to_proto, message.blocks)))
+            finished = None if message.finished is None else _finished_to_proto(message.finished)
+            blocks = map(_reference_to_proto, message.blocks)
+            return pb.ExporterMessage(sealed=pb.BlocksSealed(blocks=blocks, finished=finished))
         case ExportFinished():
-            finished = pb.ExportFinished(first_token_id=message.first_token_id, fork_token_ids=message.fork_token_ids)
-            return pb.ExporterMessage(finished=finished)
+            return pb.ExporterMessage(finished=_finished_to_proto(message))
         case ExportFailed():
             return pb.ExporterMessage(failed=pb.ExportFailed(reason=clip(message.reason)))
         case _:
@@ -100,16 +101,25 @@ def exporter_from_proto(message: pb.ExporterMessage) -> ExporterMessage:
         case "opened":
             return _opened(message.opened)
         case "sealed":
-            return BlocksSealed(blocks=_references(message.sealed.blocks, "sealed.blocks"))
+            sealed = message.sealed
+            finished = _finished(sealed.finished, "sealed.finished") if sealed.HasField("finished") else None
+            return BlocksSealed(blocks=_references(sealed.blocks, "sealed.blocks"), finished=finished)
         case "finished":
-            finished = message.finished
-            check.at_most(len(finished.fork_token_ids), check.MAX_CHOICES, "finished.fork_token_ids")
-            return ExportFinished(first_token_id=finished.first_token_id, fork_token_ids=tuple(finished.fork_token_ids))
+            return _finished(message.finished, "finished")
         case "failed":
             check.at_most(len(message.failed.reason), check.MAX_REASON_BYTES, "failed.reason")
             return ExportFailed(reason=message.failed.reason)
         case _:
             return check.refuse("message", "must be one of opened, sealed, finished, failed")
+
+
+def _finished_to_proto(message: ExportFinished) -> pb.ExportFinished:
+    return pb.ExportFinished(first_token_id=message.first_token_id, fork_token_ids=message.fork_token_ids)
+
+
+def _finished(message: pb.ExportFinished, field: str) -> ExportFinished:
+    check.at_most(len(message.fork_token_ids), check.MAX_CHOICES, f"{field}.fork_token_ids")
+    return ExportFinished(first_token_id=message.first_token_id, fork_token_ids=tuple(message.fork_token_ids))
 
 
 def _open(message: pb.OpenExport) -> OpenExport:

@@ -7,7 +7,7 @@ is for the worker to say, which knows the model.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cluster_core.handoff import FetchReport, FetchSource, HandoffReport
+from cluster_core.handoff import EXACT, FetchReport, FetchSource, HandoffReport
 from cluster_core.identity import Attempt, Incarnation, RequestId, Role, WorkerId
 from cluster_core.sampling import Sampling
 from cluster_core.workers import WorkerLoad
@@ -186,12 +186,15 @@ def report_to_proto(report: HandoffReport) -> pb.HandoffReport:
         transfer_s=report.transfer_s,
         exposed_s=report.exposed_s,
         transport=report.transport,
+        wire_format=report.wire_format,
+        exact_bytes=report.exact_bytes,
     )
 
 
 def report_from_proto(message: pb.HandoffReport) -> HandoffReport:
     """Read a hand-over's report. Raises `InvalidField`."""
     check.at_most(len(message.transport), 64, "handoff.transport")
+    check.at_most(len(message.wire_format), 64, "handoff.wire_format")
     return HandoffReport(
         moved_blocks=message.moved_blocks,
         kept_blocks=message.kept_blocks,
@@ -200,6 +203,8 @@ def report_from_proto(message: pb.HandoffReport) -> HandoffReport:
         transfer_s=check.seconds(message.transfer_s, "handoff.transfer_s"),
         exposed_s=check.seconds(message.exposed_s, "handoff.exposed_s"),
         transport=message.transport,
+        wire_format=message.wire_format or EXACT,
+        exact_bytes=message.exact_bytes,
     )
 
 

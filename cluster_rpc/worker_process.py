@@ -38,6 +38,10 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 EXIT_OPERATOR = 2
 EXIT_BROKEN = 1
 
+ABANDONED_S = 30.0
+"""How long a thread whose worker could not start waits for somebody to ask why, and to end it. Whoever starts a worker
+does; nobody does for one that Ray has started again: its process ends, so that Ray tries once more."""
+
 
 class Worker(Protocol):
     """A worker of either role."""
@@ -152,6 +156,7 @@ class WorkerThread:
         self.record: Future[WorkerRecord] = Future()
         """Done when the worker serves, or with what kept it from that."""
         self._ended = threading.Event()
+        self._told_to_end = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._thread = threading.Thread(target=self._run, name="worker", daemon=True)
@@ -163,6 +168,7 @@ class WorkerThread:
 
     def stop(self) -> None:
         """Drain and close the worker, once it has started; return when that is done."""
+        self._told_to_end.set()
         if self.record.exception() is None and self._loop is not None and self._stop is not None:
             with suppress(RuntimeError):  # the loop is closed: the worker has ended by itself
                 self._loop.call_soon_threadsafe(self._stop.set)
@@ -173,12 +179,14 @@ class WorkerThread:
             asyncio.run(self._serve())
         except Exception as error:
             log.exception("the worker ended")
-            if not self.record.done():
+            if self.record.done():
+                self._leave(EXIT_BROKEN)
+            else:
                 self.record.set_exception(error)
-                return
-            self._leave(EXIT_BROKEN)
         finally:
             self._ended.set()
+        if self.record.exception() is not None and not self._told_to_end.wait(ABANDONED_S):
+            self._leave(EXIT_OPERATOR)
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()

@@ -19,6 +19,8 @@ def plan_step(pending: Sequence[int], budget: int, chunk: int) -> list[int]:
             shares[place] = 1
             left -= 1
     prompts = [place for place, tokens in enumerate(pending) if tokens > 1]
+    if not prompts:
+        return shares
     parts = share_budget([pending[place] for place in prompts], min(left, chunk), chunk)
     for place, part in zip(prompts, parts, strict=True):
         shares[place] = part

@@ -3,7 +3,8 @@
 from cluster_rpc.channels import ChannelPool
 from cluster_rpc.handoff_calls import HandoffCalls
 from cluster_rpc.worker_messages import PrefillOrigin
-from kv_transfer.importer import Imported, Importer, ImportJob
+from kv_transfer.import_job import Imported, ImportJob
+from kv_transfer.importer import Importer
 
 
 class GrpcBlockSource:

@@ -13,12 +13,15 @@ def report_load(
     pool: BlockPool,
     rates: LearnedRates,
     speculation: Speculation,
+    live: Collection[Answer],
     *,
-    waiting: Collection[Answer],
-    admitted: Collection[Answer],
+    draining: bool,
+    preemptions: int,
 ) -> WorkerLoad:
-    """Return the load of a worker with these answers; the scheduler adds what it alone knows."""
+    """Return the load of a worker with these answers, which have not ended."""
     blocks, counts = pool.counts(), speculation.counts
+    waiting = [answer for answer in live if answer.stage is Stage.WAITING]
+    admitted = [answer for answer in live if answer.stage is not Stage.WAITING]
     to_read = [answer for answer in waiting if not answer.to_import]
     to_read += [answer for answer in admitted if answer.stage is Stage.RUNNING and answer.sequence.pending > 1]
     return WorkerLoad(
@@ -32,6 +35,8 @@ def report_load(
         decode_step_s=rates.decode_step_s,
         transfer_bytes_per_s=rates.transfer_bytes_per_s,
         transfer_fixed_s=rates.transfer_fixed_s,
+        draining=draining,
+        preemptions=preemptions,
         answer_steps=counts.answer_steps,
         written_tokens=counts.written,
         guessed_tokens=counts.guessed,

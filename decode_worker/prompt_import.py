@@ -9,7 +9,7 @@ from cluster_core.errors import BatonError, Cancelled, LegFailed
 from cluster_core.failpoints import reach
 from cluster_rpc.worker_messages import PrefillOrigin
 from decode_worker.answer import Answer
-from kv_transfer.importer import Imported, ImportJob, Remains
+from kv_transfer.import_job import Imported, ImportJob, Remains
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ blocks for long: else two full workers could wait for each other. What was calle
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from cluster_core.errors import BatonError, Cancelled, LegFailed, RequestError
 from cluster_core.failpoints import hit
@@ -43,7 +43,7 @@ from inference_engine.borrowed_prefixes import BorrowedPrefixes
 from inference_engine.learned_rates import LearnedRates
 from inference_engine.sequence import TokenSequence
 from inference_engine.step import DraftSlice, StepPlan, StepResult
-from kv_transfer.importer import Imported
+from kv_transfer.import_job import Imported
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +137,8 @@ class DecodeScheduler:
     def next_step(self) -> StepPlan | None:
         """Admit what has room, then give every answer that can move its place in the step, the oldest first."""
         self._admit()
+        if not self._running:
+            return None
         settings, now_s = self._parts.settings, self._parts.clock()
         ready = [answer for answer in self._running if not answer.is_paused(now_s)]
         counts = plan_step([answer.sequence.pending for answer in ready], settings.token_budget, settings.chunk_tokens)
@@ -209,10 +211,8 @@ class DecodeScheduler:
 
     def load(self) -> WorkerLoad:
         """Return what the scheduler knows of the worker's load."""
-        parts, waiting = self._parts, list(self._waiting)
-        admitted = [answer for answer in self._live.values() if answer.stage is not Stage.WAITING]
-        load = report_load(parts.pool, self._rates, parts.speculation, waiting=waiting, admitted=admitted)
-        return replace(load, draining=self.draining, preemptions=self._preemptions)
+        pool, guesses, live = self._parts.pool, self._parts.speculation, self._live.values()
+        return report_load(pool, self._rates, guesses, live, draining=self.draining, preemptions=self._preemptions)
 
     def _look_again(self) -> None:
         """Note that an answer which waits may be admitted now."""
@@ -337,8 +337,9 @@ class DecodeScheduler:
             self._give_back(answer)
             self._on_change()
             return
+        self._on_change()  # first: a step is planned before anybody reads what is put on the stream
         report = imported.report
-        self._rates.transfer_took(report.moved_bytes, report.transfer_s, report.exposed_s)
+        self._rates.transfer_took(report.exact_bytes, report.transfer_s, report.exposed_s)
         answer.sequence.private = imported.rounded
         answer.sequence.advance(answer.sequence.pending)
         answer.stream.put(HandedOver(report=report))
@@ -346,7 +347,6 @@ class DecodeScheduler:
         for fork, first, _ in self._fork(answer, imported.fork_token_ids, ()):
             self._finish_if(fork, fork.take_over(first))
         self._finish_if(answer, answer.take_over((imported.first_token_id,)))
-        self._on_change()
 
     def _import_failed(self, answer: Answer, error: BatonError, verified: frozenset[int]) -> None:
         kept = keep_verified(answer.sequence, verified)

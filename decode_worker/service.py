@@ -66,7 +66,8 @@ def _to_proto(event: AnswerEvent) -> Iterator[worker_pb2.DecodeEvent]:
                 yield worker_pb2.DecodeEvent(prompt_logprobs=piece)
         case TokensWritten():
             tokens = worker_pb2.Tokens(offset=event.offset, token_ids=event.token_ids, choice=event.choice)
-            tokens.logprobs.extend(logprobs_to_proto(event.logprobs))
+            if event.logprobs:
+                tokens.logprobs.extend(logprobs_to_proto(event.logprobs))
             yield worker_pb2.DecodeEvent(tokens=tokens)
         case Kept():
             yield worker_pb2.DecodeEvent(kept=worker_pb2.BlocksKept(blocks=event.blocks))

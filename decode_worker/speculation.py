@@ -66,12 +66,15 @@ class Speculation:
         """Learn from the step. To be called before its answers take what was written."""
         for draft, guessed in zip(drafts, result.guessed, strict=True):
             shares[draft.place].guessed = guessed
-        report = _report(shares, drafts, result)
-        if report is not None:
-            self._count(report)
+        written = [part.token_ids for share, part in zip(shares, result.slices, strict=True) if share.writes]
+        self.counts.answer_steps += len(written)
+        self.counts.written += sum(map(len, written))
         if self._source is None:
             return
-        if report is not None:
+        if written:
+            report = _report(shares, drafts, result, written)
+            self.counts.guessed += report.guesses
+            self.counts.draft_s += report.draft_s
             self._control.step_took(report)
         for share, drawn in zip(shares, result.slices, strict=True):
             if share.answer.stage is Stage.ENDED or share.offer is None:
@@ -96,12 +99,6 @@ class Speculation:
             known = self._acceptances[answer] = self._control.new_request()
         return known
 
-    def _count(self, report: StepReport) -> None:
-        self.counts.answer_steps += report.batch
-        self.counts.written += report.written
-        self.counts.guessed += report.guesses
-        self.counts.draft_s += report.draft_s
-
 
 def _reserve(share: StepShare, guesses: int) -> int:
     """Reserve blocks for guesses, and return for how many there are some."""
@@ -116,20 +113,19 @@ def _reserve(share: StepShare, guesses: int) -> int:
     return guesses
 
 
-def _report(shares: Sequence[StepShare], drafts: Sequence[DraftSlice], result: StepResult) -> StepReport | None:
-    """Return what is to be learned from a step, None where no answer wrote."""
-    drawn = [part.token_ids for share, part in zip(shares, result.slices, strict=True) if share.writes]
-    if not drawn:
-        return None
+def _report(
+    shares: Sequence[StepShare], drafts: Sequence[DraftSlice], result: StepResult, written: Sequence[Sequence[int]]
+) -> StepReport:
+    """Return what is to be learned from a step in which the answers that write got the tokens ``written``."""
     guessing = [draft for draft in drafts if draft.guesses]
     return StepReport(
-        batch=len(drawn),
+        batch=len(written),
         guesses=sum(share.guessed for share in shares),
-        written=sum(map(len, drawn)),
+        written=sum(map(len, written)),
         elapsed_s=result.elapsed_s,
         draft_s=result.draft_s,
         rounds=max((draft.guesses for draft in guessing), default=0),
         drafting=len(guessing),
         caught_up=sum(len(draft.token_ids) for draft in drafts) - len(guessing),
-        alone=len(drawn) == len(shares),
+        alone=len(written) == len(shares),
     )

@@ -38,7 +38,7 @@ class StepShare:
             block_table=sequence.block_table,  # not changed while a step uses it
             draw=sampling if last else None,
             drafted=len(self.guesses),
-            before=sequence.token_ids[:start] if last and sampling.looks_back else (),
+            before=sequence.token_ids[:start] if last and not sampling.plain and sampling.looks_back else (),
             prompt_logprobs=sampling.prompt_logprobs if tells else None,
             following=sequence.token_ids[end] if tells and not last else None,
             forks=self.answer.fork_seeds if last else (),

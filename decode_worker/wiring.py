@@ -59,7 +59,7 @@ def build_worker(document: Document, worker_id: WorkerId, directory_url: str) ->
         if draft_path
         else None
     )
-    transport = make_transport(transfer, host_memory=engine_settings.device == "cpu")
+    transport = make_transport(transfer, device=engine_settings.device)
     return DecodeWorker(
         site,
         RedisDirectory(directory_url, site.directory_settings),

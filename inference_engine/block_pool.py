@@ -62,9 +62,11 @@ class BlockPool:
             message = f"{count} blocks asked for, {self.available()} can be had"
             raise NoFreeBlocks(message)
         indices = [self._free.pop() if self._free else self._evict() for _ in range(count)]
+        blocks = self._blocks_of.setdefault(hold, {}) if indices else {}
         for index in indices:
             self._generations[index] += 1
-            self._add(index, hold)
+            self._owners[index].add(hold)
+            blocks[index] = None
         return indices
 
     def acquire(self, index: int, hold: Hold) -> None:
@@ -166,18 +168,19 @@ class BlockPool:
 
         Raises `AssertionError`. Costs a walk over the pool: for tests and for an idle worker.
         """
-        free = set(self._free)
+        free, sealed, only_cached = set(self._free), self._sealed, self._only_cached
         assert len(free) == len(self._free), "a block is free twice"
+        named = 0
         for index, owners in enumerate(self._owners):
-            assert (index in free) == (not self.holds(index)), f"block {index}: free and held disagree"
-            assert (index in self._only_cached) == (index in self._sealed and not owners), (
-                f"block {index}: LRU is wrong"
-            )
-            for hold in owners:
-                assert index in self._blocks_of[hold], f"block {index}: {hold} does not know it"
+            assert (index in free) == (not owners and index not in sealed), f"block {index}: free and held disagree"
+            assert (index in only_cached) == (index in sealed and not owners), f"block {index}: LRU is wrong"
+            named += len(owners)
         for hold, blocks in self._blocks_of.items():
             assert blocks, f"{hold} holds nothing"
-            assert all(hold in self._owners[index] for index in blocks), f"{hold} names blocks that it does not hold"
+            for index in blocks:
+                assert hold in self._owners[index], f"{hold} names block {index}, which it does not hold"
+            named -= len(blocks)
+        assert named == 0, "a block has a hold that does not know it"
         assert {sealed.hash: index for index, sealed in self._sealed.items()} == self._by_hash, "hashes disagree"
 
     def _add(self, index: int, hold: Hold) -> None:

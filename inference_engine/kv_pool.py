@@ -25,6 +25,10 @@ class KvPool:
         self.block_bytes = layout.block_bytes
         self._bytes = self.storage.flatten(1).view(torch.uint8)  # [all blocks, block_bytes]
         self._host_bytes = self._bytes.numpy() if device.type == "cpu" else None
+        self._stream: Any = None
+        """On CUDA, of what must not wait for the step that is being computed."""
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]  # torch's own
 
     @property
     def rows(self) -> Any:
@@ -43,5 +47,13 @@ class KvPool:
         self._bytes[target].copy_(self._bytes[source])
 
     def clear_unused(self, index: int, tokens: int) -> None:
-        """Zero the slots from ``tokens`` on, so that a part-filled block's bytes depend on its tokens alone."""
-        self.storage[index, :, :, :, tokens:] = 0
+        """Zero the slots from ``tokens`` on, so that a part-filled block's bytes depend on its tokens alone.
+
+        On CUDA it is done, too, when this returns: the block may be sent at once, by whoever knows no streams.
+        """
+        if self._stream is None:
+            self.storage[index, :, :, :, tokens:] = 0
+            return
+        with torch.cuda.stream(self._stream):
+            self.storage[index, :, :, :, tokens:] = 0
+        self._stream.synchronize()

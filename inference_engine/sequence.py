@@ -141,11 +141,12 @@ class TokenSequence:
         self.computed += count
         assert self.computed <= len(self.token_ids), "more computed than there is"
         first, self._filled = self._filled, self.computed // self.block_size_tokens
-        if not self.private:
+        if not self.private and first < self._filled:
             for block in self._blocks(first, self._filled):
                 self._pool.seal(block.index, block.hash, self._tokens_of(block.position))
-        gained = self._useful(first, self._filled)
-        self._drop(self._first_read(self.computed))
+        gained = self._useful(first, self._filled) if first < self._filled else []
+        if self._window_tokens:
+            self._drop(self._first_read(self.computed))
         return gained
 
     def append(self, token_id: int) -> None:

@@ -1,5 +1,6 @@
 """Blocks of the own pool that an export offers: where they lie, who keeps them, and how an importer is told of them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cluster_core.blocks import BlockReference
@@ -47,13 +48,17 @@ class ExportMemory:
             tokens=block.tokens,
         )
 
-    def seal(self, block: BlockReference) -> BlockReference:
-        """Return the reference with the digest of its content."""
-        return BlockReference(
-            position=block.position,
-            index=block.index,
-            generation=block.generation,
-            hash=block.hash,
-            digest=self.digests.digest(self.memory, block.index, block.generation, block.position, block.hash),
-            tokens=block.tokens,
+    def seal(self, blocks: Sequence[BlockReference]) -> tuple[BlockReference, ...]:
+        """Return the references with the digests of their content."""
+        digests = self.digests.of(blocks)
+        return tuple(
+            BlockReference(
+                position=block.position,
+                index=block.index,
+                generation=block.generation,
+                hash=block.hash,
+                digest=digest,
+                tokens=block.tokens,
+            )
+            for block, digest in zip(blocks, digests, strict=True)
         )

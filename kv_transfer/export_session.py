@@ -65,7 +65,7 @@ class ExporterSession:
     @property
     def over(self) -> bool:
         """Whether the lease was given back."""
-        return self.state in {ExporterState.ACCEPTED, ExporterState.ENDED}
+        return self.state is ExporterState.ENDED or self.state is ExporterState.ACCEPTED
 
     def _ready(self, event: BlocksReady) -> list[ExporterAction]:
         for block in event.blocks:

@@ -22,7 +22,7 @@ from cluster_core.handoff import AcceptBlocks, ExporterMessage, ExportFailed, Im
 from cluster_core.holds import LeaseHold
 from cluster_core.identity import Attempt, BlockHash, Incarnation, RequestId
 from cluster_core.layout import KvLayout
-from kv_transfer.digest import DigestMemo
+from kv_transfer.digest import BlockDigests, DigestMemo
 from kv_transfer.export_memory import ExportMemory, SealedBlock
 from kv_transfer.export_session import ExporterSession, ExporterState
 from kv_transfer.listener import Listener
@@ -90,7 +90,7 @@ class Export:
             return
         promised = tuple(self._blocks.promise(block, self.lease) for block in blocks)
         self._feed(BlocksFilled(blocks=promised))
-        self._feed(BlocksReady(blocks=tuple(self._blocks.seal(block) for block in promised)))
+        self._feed(BlocksReady(blocks=self._blocks.seal(promised)))
 
     def finish(self, first_token_id: int, fork_token_ids: tuple[int, ...] = ()) -> None:
         """Say that every block is sealed, and the first token of each choice. Without effect once it is over."""
@@ -232,7 +232,7 @@ class Exporter:
             memory=memory,
             holds=holds,
             layout=layout,
-            digests=DigestMemo(),
+            digests=DigestMemo(BlockDigests(memory)),
             wire=make_wire(settings, layout, memory),
         )
         self._incarnation = incarnation
@@ -310,7 +310,7 @@ class Exporter:
             return
         reading = asyncio.create_task(_read(messages, export, listener))
         try:
-            while (answer := await listener.answers.get()) is not None:
+            while (answer := await listener.next_answer()) is not None:
                 yield answer
         finally:
             export.detach(listener)

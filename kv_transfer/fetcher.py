@@ -12,7 +12,8 @@ from typing import TypeAlias
 
 from cluster_core.errors import LegFailed
 from cluster_core.handoff import FetchJob, FetchReport, FetchSource
-from kv_transfer.importer import Imported, Importer, ImportJob
+from kv_transfer.import_job import Imported, ImportJob
+from kv_transfer.importer import Importer
 
 Bring: TypeAlias = Callable[[FetchSource, ImportJob], Awaitable[Imported]]
 """Opens a stream to the lender, over which the importer runs the job. Raises as `Importer.run`."""

@@ -8,9 +8,11 @@ import contextlib
 import os
 import socket
 import struct
+import time
 from asyncio import AbstractEventLoop, Future
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,8 @@ from kv_transfer.host_messages import (
     MOST_CONTENT_BYTES,
     MOST_PACKET_BYTES,
     Fate,
-    answer_of,
+    answers_of,
+    answers_packets,
     content_packet,
     rows_packet,
     withdrawal_packet,
@@ -31,6 +34,10 @@ from kv_transfer.lots import settle
 from kv_transfer.process_memory import ProcessReader
 from kv_transfer.rows import RowsAt
 
+_TURN_S = 0.0003
+"""How long packets are taken one after another before the event loop sees to others."""
+_SOON_S = 0.0002
+"""A packet that comes so soon after another is likely to be followed by more."""
 _BACKLOG = 1024
 _CREDENTIALS = struct.Struct("3i")  # process, user, group
 
@@ -42,10 +49,13 @@ class PacketSocket:
         self,
         loop: AbstractEventLoop,
         connected: socket.socket,
-        heard: Callable[[bytes], None],
+        heard: Callable[[memoryview], None],
         ended: Callable[[], None],
     ) -> None:
-        """``heard`` gets each packet, and ``ended`` is called once, when the other side is gone."""
+        """``heard`` gets each packet, in memory that the next one overwrites.
+
+        ``ended`` is called once, when the other side is gone.
+        """
         connected.settimeout(0)
         self._loop = loop
         self._socket = connected
@@ -54,6 +64,7 @@ class PacketSocket:
         self._unsent: deque[bytes] = deque()
         self._room = bytearray(MOST_PACKET_BYTES)
         self._view = memoryview(self._room)
+        self._last = 0.0
         self.closed = False
         loop.add_reader(connected.fileno(), self._read)
 
@@ -85,17 +96,23 @@ class PacketSocket:
         self._loop.remove_writer(self._socket.fileno())
 
     def _read(self) -> None:
-        """Take one packet: with each there may be much to do, and the event loop has others to see to."""
-        try:
-            size = self._socket.recv_into(self._room)
-        except BlockingIOError:
-            return
-        except OSError:
-            size = 0
-        if size:
-            self._heard(bytes(self._view[:size]))
-        else:
-            self._end()
+        """Take a packet; if others came just before it, look for more, for a while."""
+        began = time.monotonic()
+        ends = began + _TURN_S if began - self._last < _SOON_S else began
+        while not self.closed:
+            try:
+                size = self._socket.recv_into(self._room)
+            except BlockingIOError:
+                return
+            except OSError:
+                size = 0
+            if not size:
+                self._end()
+                return
+            self._heard(self._view[:size])
+            self._last = time.monotonic()
+            if self._last >= ends:
+                return
 
     def _end(self) -> None:
         if not self.closed:
@@ -136,7 +153,7 @@ class SendingLink:
         done: Future[None] = self._loop.create_future()
         self._last = (self._last + 1) & 0xFFFFFFFF
         if rows.row_bytes * tags.count <= MOST_CONTENT_BYTES:
-            self._packets.say(content_packet(self._last, tags, matrix[list(rows.indices)]))
+            self._packets.say(content_packet(self._last, tags, matrix, rows.indices))
             settle(done, WorkerLost("the receiver is gone") if self._packets.closed else None)
         else:
             self._offers[self._last] = done, owner, matrix
@@ -149,16 +166,16 @@ class SendingLink:
             if whose is owner:
                 self._packets.say(withdrawal_packet(number))
 
-    def _hear(self, packet: bytes) -> None:
-        fate, number = answer_of(packet)
-        done, _owner, _matrix = self._offers.pop(number)
-        match fate:
-            case Fate.FETCHED:
-                settle(done, None)
-            case Fate.WITHDRAWN:
-                settle(done, TransferFailed("it was taken back before anybody awaited it"))
-            case Fate.UNREADABLE:
-                settle(done, TransferFailed("the receiver cannot read this process's memory"))
+    def _hear(self, packet: memoryview) -> None:
+        for fate, number in answers_of(packet):
+            done, _owner, _matrix = self._offers.pop(number)
+            match fate:
+                case Fate.FETCHED:
+                    settle(done, None)
+                case Fate.WITHDRAWN:
+                    settle(done, TransferFailed("it was taken back before anybody awaited it"))
+                case _:
+                    settle(done, TransferFailed("the receiver cannot read this process's memory"))
 
     def _lost(self) -> None:
         self._after()
@@ -179,7 +196,7 @@ class ReceivingLink:
         self,
         loop: AbstractEventLoop,
         connected: socket.socket,
-        heard: "Callable[[ReceivingLink, bytes], None]",
+        heard: "Callable[[ReceivingLink, memoryview], None]",
         ended: "Callable[[ReceivingLink], None]",
     ) -> None:
         """Raise `OSError` when the sender is another user's process, or dead."""
@@ -191,12 +208,24 @@ class ReceivingLink:
             raise PermissionError(message)
         self.reader = ProcessReader(pid)
         self.alive = True
+        self._loop = loop
         self._ended = ended
-        self._packets = PacketSocket(loop, connected, lambda packet: heard(self, packet), self._end)
+        self._answers: list[tuple[Fate, int]] = []
+        self._packets = PacketSocket(loop, connected, partial(heard, self), self._end)
 
-    def say(self, packet: bytes) -> None:
-        """Tell the sender."""
-        self._packets.say(packet)
+    def answer(self, fate: Fate, number: int) -> None:
+        """Tell the sender what became of an offer: soon, after those who wait for its bytes, and together with others.
+
+        To wake the sender takes time, and it may take this core.
+        """
+        if not self._answers:
+            self._loop.call_soon(self._say_answers)
+        self._answers.append((fate, number))
+
+    def _say_answers(self) -> None:
+        answers, self._answers = self._answers, []
+        for packet in answers_packets(answers):
+            self._packets.say(packet)
 
     def _end(self) -> None:
         self._ended(self)
@@ -206,6 +235,7 @@ class ReceivingLink:
         """Close the link. Can be repeated."""
         if self.alive:
             self.alive = False
+            self._say_answers()
             self._packets.close()
             self.reader.close()
 

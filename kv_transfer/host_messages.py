@@ -6,8 +6,9 @@ offer back. The receiver: what became of an offer.
 
 import struct
 from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +21,11 @@ MOST_ROWS = 8192
 MOST_CONTENT_BYTES = 16384
 """Rows of no more than this in all travel in the packet itself: it is sooner there than its rows are fetched."""
 MOST_PACKET_BYTES = 131072
-_OFFER = struct.Struct(
-    "<BxxxIIIQQQQ"
-)  # kind, number, rows, 1 if the tags are consecutive, tag, row bytes, base, stride
-_WITHDRAWAL = struct.Struct("<BxxxI")
+_HEAD = struct.Struct("<BxxxIIIQQQQ")
 _ANSWER = struct.Struct("<BxxxI")
+_ANSWERS_A_PACKET = 1024
+_FEW_ROWS = 4
+"""So few are quicker copied one by one than by NumPy."""
 
 
 class Kind(IntEnum):
@@ -35,8 +36,24 @@ class Kind(IntEnum):
     WITHDRAWAL = 3
 
 
+class Head(NamedTuple):
+    """What every packet of a sender begins with; a withdrawal says nothing but the number."""
+
+    kind: int
+    number: int
+    rows: int
+    """How many."""
+    consecutive: int
+    """1 if their tags are."""
+    first: int
+    """The first tag, or what is added to each number."""
+    row_bytes: int
+    base: int
+    stride: int
+
+
 class Fate(IntEnum):
-    """The first byte of a receiver's packet: what became of an offer."""
+    """What became of an offer. A packet of the receiver has one or more, each with the number of its offer."""
 
     FETCHED = 1
     """Nothing of it will be read any more."""
@@ -46,55 +63,74 @@ class Fate(IntEnum):
 
 def rows_packet(number: int, tags: Tags, rows: RowsAt) -> bytes:
     """Return the offer of ``rows``, to be read where they lie."""
-    head = _OFFER.pack(
+    head = _HEAD.pack(
         Kind.ROWS, number, tags.count, tags.numbers is None, tags.first, rows.row_bytes, rows.base, rows.stride
     )
     return b"".join((head, _listed(tags), array("I", rows.indices).tobytes()))
 
 
-def content_packet(number: int, tags: Tags, content: NDArray[np.uint8]) -> bytes:
-    """Return the offer that has the rows themselves: the matrix ``content``."""
-    head = _OFFER.pack(Kind.CONTENT, number, tags.count, tags.numbers is None, tags.first, content.shape[1], 0, 0)
-    return b"".join((head, _listed(tags), content.tobytes()))
+def content_packet(number: int, tags: Tags, matrix: NDArray[np.uint8], indices: Sequence[int]) -> bytes:
+    """Return the offer that has the rows themselves: ``indices`` of ``matrix``."""
+    head = _HEAD.pack(Kind.CONTENT, number, tags.count, tags.numbers is None, tags.first, matrix.shape[1], 0, 0)
+    if len(indices) <= _FEW_ROWS:
+        return b"".join((head, _listed(tags), *[matrix[index].data for index in indices]))
+    return b"".join((head, _listed(tags), matrix[list(indices)].data))
 
 
 def withdrawal_packet(number: int) -> bytes:
     """Return that an offer is taken back, as far as nobody has met it."""
-    return _WITHDRAWAL.pack(Kind.WITHDRAWAL, number)
+    return _HEAD.pack(Kind.WITHDRAWAL, number, 0, 0, 0, 0, 0, 0)
 
 
 def _listed(tags: Tags) -> bytes:
     return b"" if tags.numbers is None else array("I", tags.numbers).tobytes()
 
 
-def offer_of(source: Any, packet: bytes) -> Offer:
-    """Return what a packet of rows or content says; ``source`` is where it came from."""
-    kind, number, count, consecutive, first, row_bytes, base, stride = _OFFER.unpack_from(packet)
-    start = _OFFER.size
-    numbers = None
-    if not consecutive:
-        numbers = memoryview(packet)[start : start + 4 * count].cast("I").tolist()
-        start += 4 * count
-    tags = Tags(first, count, numbers)
-    if kind == Kind.CONTENT:
-        content = np.frombuffer(packet, np.uint8, count * row_bytes, start).reshape(count, row_bytes)
-        return Offer(source=source, number=number, tags=tags, rows=RowsAt(0, 0, row_bytes, ()), content=content)
-    indices = memoryview(packet)[start:].cast("I")
-    return Offer(source=source, number=number, tags=tags, rows=RowsAt(base, stride, row_bytes, indices))
+def head_of(packet: memoryview) -> Head:
+    """Return what a sender's packet begins with."""
+    return Head._make(_HEAD.unpack_from(packet))
 
 
-def withdrawal_of(packet: bytes) -> int:
-    """Return the number of the offer that is taken back."""
-    number: int = _WITHDRAWAL.unpack(packet)[1]
-    return number
+def rows_of(head: Head, packet: memoryview) -> RowsAt:
+    """Return where the rows of an offer lie. The answer refers to the packet."""
+    start = _HEAD.size + (0 if head.consecutive else 4 * head.rows)
+    return RowsAt(head.base, head.stride, head.row_bytes, packet[start:].cast("I"))
 
 
-def answer_packet(fate: Fate, number: int) -> bytes:
-    """Return what became of offer ``number``."""
-    return _ANSWER.pack(fate, number)
+def content_of(head: Head, packet: memoryview) -> NDArray[np.uint8]:
+    """Return the rows that came with an offer. The answer refers to the packet."""
+    start = _HEAD.size + (0 if head.consecutive else 4 * head.rows)
+    content = np.frombuffer(packet, np.uint8, head.rows * head.row_bytes, start)
+    return content.reshape(head.rows, head.row_bytes)
 
 
-def answer_of(packet: bytes) -> tuple[Fate, int]:
-    """Return what became of which offer."""
-    fate, number = _ANSWER.unpack(packet)
-    return Fate(fate), number
+def put_content(matrix: NDArray[np.uint8], indices: Sequence[int], content: NDArray[np.uint8]) -> None:
+    """Copy rows that came into those of ``matrix`` that are ``indices``, which may be longer."""
+    length = content.shape[1]
+    if len(indices) <= _FEW_ROWS:
+        for place, index in enumerate(indices):
+            matrix[index, :length] = content[place]
+    else:
+        matrix[list(indices), :length] = content
+
+
+def offer_of(source: Any, head: Head, packet: memoryview) -> Offer:
+    """Return what a packet of rows or content says; ``source`` is where it came from. The packet may change then."""
+    packet = memoryview(bytes(packet))
+    numbers = None if head.consecutive else packet[_HEAD.size : _HEAD.size + 4 * head.rows].cast("I").tolist()
+    tags = Tags(head.first, head.rows, numbers)
+    if head.kind == Kind.CONTENT:
+        rows, content = RowsAt(0, 0, head.row_bytes, ()), content_of(head, packet)
+        return Offer(source=source, number=head.number, tags=tags, rows=rows, content=content)
+    return Offer(source=source, number=head.number, tags=tags, rows=rows_of(head, packet))
+
+
+def answers_packets(answers: Sequence[tuple[Fate, int]]) -> Iterator[bytes]:
+    """Yield packets that tell what became of offers: fates and numbers."""
+    for first in range(0, len(answers), _ANSWERS_A_PACKET):
+        yield b"".join([_ANSWER.pack(fate, number) for fate, number in answers[first : first + _ANSWERS_A_PACKET]])
+
+
+def answers_of(packet: memoryview) -> Iterable[tuple[int, int]]:
+    """Return what became of which offers: fates and numbers."""
+    return _ANSWER.iter_unpack(packet)

@@ -1,8 +1,8 @@
 """Between two processes of one machine and user: the receiver copies blocks out of the sender's memory itself.
 
 Life of a lot. The sender says what it has, in one packet (an `Offer`); the receiver knows what it awaits (an
-`Arrival`). What has met (a `Match`) is copied by `kv_transfer.process_memory`, slice by slice, in turns that leave the
-event loop time for others; when the last row of an offer is copied the sender hears that its blocks are its own again.
+`Arrival`). What has met (a `Match`) is copied: a few rows at once, by the very call that heard of them, more as
+`kv_transfer.host_copies` tells. When the last row of an offer is copied the sender hears that its blocks are its own.
 So all writing into a block is done by its owner: an abort ends it at once, no other process can write too late, and a
 sender that dies is an error of one call. Small lots travel in the packet itself.
 
@@ -11,29 +11,27 @@ what `docs/decisions/lots-on-one-host.md` is about. Memory of a GPU cannot be re
 """
 
 import asyncio
-import errno
 import hashlib
 import os
 import secrets
 import socket
-import time
 from asyncio import Future
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster_core.errors import LegFailed, PartUnavailable, TransferFailed, WorkerLost
+from cluster_core.errors import PartUnavailable, TransferFailed, WorkerLost
+from kv_transfer.host_copies import Copies, count_fetched, end, fail, failure_of, note_landed
 from kv_transfer.host_links import Doorway, ReceivingLink, SendingLink
-from kv_transfer.host_messages import MOST_ROWS, Fate, Kind, answer_packet, offer_of, withdrawal_of
-from kv_transfer.lot_ledger import Arrival, LotLedger, Match, Offer, Places, chosen, places_in, tags_of
+from kv_transfer.host_messages import MOST_ROWS, Fate, Head, Kind, content_of, head_of, offer_of, put_content, rows_of
+from kv_transfer.host_pace import FIRST_BYTES
+from kv_transfer.lot_ledger import Arrival, LotLedger, Match, Offer, chosen, places_in, tags_of
 from kv_transfer.lots import Landed, Lot, all_done, settle
-from kv_transfer.process_memory import ReadPlan, reading_works
-from kv_transfer.rows import RowFinder, RowsAt, nobody_hears, one_row
+from kv_transfer.process_memory import FEW_ROWS, read_few, reading_works
+from kv_transfer.rows import RowFinder, nobody_hears, one_row
 
-_TURN_S = 0.0003
-"""How long copying may keep the event loop before it begins another slice, which may take a millisecond."""
+_SMALL_BYTES = FIRST_BYTES
+_PACKETS = "packets 2"
+"""What is said over the sockets: workers that say it otherwise do not reach each other so."""
 _NAME_BYTES = 16
 _IDENTITY_BYTES = 16
 
@@ -44,7 +42,11 @@ def host_identity() -> bytes:
     Raises `PartUnavailable` where that cannot be known.
     """
     try:
-        parts = [Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip(), str(os.getuid())]
+        parts = [
+            Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip(),
+            str(os.getuid()),
+            _PACKETS,
+        ]
         parts += [os.readlink(f"/proc/self/ns/{kind}") for kind in ("pid", "net", "user")]  # noqa: PTH115  # no path
     except OSError as error:
         message = f"transport host: {error}"
@@ -60,12 +62,11 @@ class HostTransport:
     def __init__(self) -> None:
         self._address = b""
         self._ledger: LotLedger[Offer] = LotLedger()
-        self._copies: deque[_Copy] = deque()
-        self._turning = False
         self.rows = RowFinder()
         self._sending: dict[bytes, SendingLink] = {}
         self._receiving: set[ReceivingLink] = set()
         self._doorway: Doorway | None = None
+        self._copies: Copies
 
     @property
     def address(self) -> bytes:
@@ -80,6 +81,7 @@ class HostTransport:
             message = "transport host: the kernel does not let one process read another (process_vm_readv)"
             raise PartUnavailable(message)
         self._loop = asyncio.get_running_loop()
+        self._copies = Copies(self._loop)
         name = secrets.token_bytes(_NAME_BYTES)
         try:
             self._doorway = Doorway(_socket_name(name), self._let_in)
@@ -104,8 +106,9 @@ class HostTransport:
         self._doorway = None
         for arrival in self._ledger.arrivals():
             arrival.owner.abort()
-        for copy in list(self._copies):
-            copy.match.arrival.owner.abort()
+        for arrival in self._copies.arrivals():
+            arrival.owner.abort()
+        self._copies.close()
         for link in list(self._sending.values()):
             link.fail(WorkerLost("the transport was closed"))
         self._sending.clear()
@@ -138,22 +141,44 @@ class HostTransport:
     def _let_in(self, connected: socket.socket) -> None:
         self._receiving.add(ReceivingLink(self._loop, connected, self._hear, self._lose_receiving))
 
-    def _hear(self, link: ReceivingLink, packet: bytes) -> None:
-        if packet[0] == Kind.WITHDRAWAL:
-            self._withdraw(link, withdrawal_of(packet))
+    def _hear(self, link: ReceivingLink, packet: memoryview) -> None:
+        head = head_of(packet)
+        if head.kind == Kind.WITHDRAWAL:
+            self._withdraw(link, head.number)
             return
-        self._fetch(self._ledger.take(offer_of(link, packet)))
+        arrival = self._ledger.whole(head.first, head.rows) if head.consecutive else None
+        if arrival is None or self._copies.waiting() or not _is_small(head, arrival):
+            self._fetch(self._ledger.take(offer_of(link, head, packet)))
+            return
+        self._ledger.forget(arrival)
+        self._land(link, head, packet, arrival)
+
+    def _land(self, link: ReceivingLink, head: Head, packet: memoryview, arrival: Arrival) -> None:
+        """Copy a small lot that is all of what ``arrival`` awaits: what the general way does, in fewer steps."""
+        if head.kind == Kind.CONTENT:
+            put_content(arrival.matrix, arrival.rows.indices, content_of(head, packet))
+            note_landed(arrival, range(head.rows))
+            return
+        try:
+            read_few(link.reader, arrival.rows, rows_of(head, packet))
+        except OSError as error:
+            fail(arrival, failure_of(error))
+            link.answer(Fate.UNREADABLE, head.number)
+        else:
+            note_landed(arrival, range(head.rows))
+            link.answer(Fate.FETCHED, head.number)
 
     def _withdraw(self, link: ReceivingLink, number: int) -> None:
         for offer in self._ledger.drop(lambda offer: offer.source is link and offer.number == number):
             offer.withdrawn = True
-            _count_fetched(offer, offer.unmet)
+            count_fetched(offer, offer.unmet)
 
     def _lose_receiving(self, link: ReceivingLink) -> None:
         self._receiving.discard(link)
         self._ledger.drop(lambda offer: offer.source is link)
-        for arrival in {copy.match.arrival for copy in self._copies if copy.match.offer.source is link}:
-            _fail(arrival, WorkerLost("the sender is gone"))
+        for arrival in self._copies.from_source(link):
+            if not arrival.over:
+                fail(arrival, WorkerLost("the sender is gone"))
 
     def post(self, arrival: Arrival) -> None:
         """Await a lot. What has been offered before is fetched in a later turn, never from within this call."""
@@ -161,69 +186,27 @@ class HostTransport:
             self._loop.call_soon(self._fetch, matches)
 
     def drop(self, arrivals: set[Arrival]) -> None:
-        """Fetch nothing for ``arrivals`` any more: from now on no byte lands in them."""
+        """Fetch nothing for ``arrivals`` any more: they are over as `host_copies.end` tells."""
         for arrival in arrivals:
             arrival.over = True
             self._ledger.forget(arrival)
-        dropped = [copy for copy in self._copies if copy.match.arrival.over]
-        self._copies = deque(copy for copy in self._copies if not copy.match.arrival.over)
-        for copy in dropped:
-            _count_fetched(copy.match.offer, copy.plan.rows_left)
+        self._copies.drop()
 
     def _fetch(self, matches: list[Match[Offer]]) -> None:
         for match in matches:
             arrival, offer = match.arrival, match.offer
             if arrival.over:
-                _count_fetched(offer, match.count)
+                count_fetched(offer, match.count)
             elif offer.rows.row_bytes > arrival.rows.row_bytes:
-                _count_fetched(offer, match.count)
+                count_fetched(offer, match.count)
                 reason = f"a block of {offer.rows.row_bytes} bytes came for one of {arrival.rows.row_bytes}"
-                _fail(arrival, TransferFailed(reason))
+                fail(arrival, TransferFailed(reason))
             elif offer.content is not None:
-                indices = list(chosen(arrival.rows.indices, match.places))
-                arrival.matrix[indices, : offer.rows.row_bytes] = offer.content[match.offered]
-                _note_landed(match, places_in(match.places, arrival.tags.count))
+                put_content(arrival.matrix, chosen(arrival.rows.indices, match.places), offer.content[match.offered])
+                note_landed(arrival, places_in(match.places, arrival.tags.count))
             else:
-                plan = ReadPlan(_part(arrival.rows, match.places), _part(offer.rows, match.offered))
-                self._copies.append(_Copy(match, plan, places_in(match.places, arrival.tags.count)))
-        if self._copies and not self._turning:
-            self._turn()
-
-    def _turn(self) -> None:
-        """Copy for a while; what is left goes on after the event loop has seen to others."""
-        self._turning = True
-        ends = time.monotonic() + _TURN_S
-        while self._copies:
-            self._copy_slice(self._copies[0])
-            if time.monotonic() >= ends:
-                break
-        if self._copies:
-            self._loop.call_soon(self._turn)
-        else:
-            self._turning = False
-
-    def _copy_slice(self, copy: "_Copy") -> None:
-        match, done = copy.match, len(copy.places) - copy.plan.rows_left
-        try:
-            rows = copy.plan.read(match.offer.source.reader)
-        except OSError as error:
-            match.offer.unreadable = True
-            _fail(match.arrival, WorkerLost(str(error)) if error.errno == errno.ESRCH else TransferFailed(str(error)))
-            return
-        if not copy.plan.rows_left:
-            self._copies.popleft()
-        if rows:
-            _count_fetched(match.offer, rows)
-            _note_landed(match, copy.places[done : done + rows])
-
-
-@dataclass(slots=True, eq=False)
-class _Copy:
-    """Rows that are being fetched."""
-
-    match: Match[Offer]
-    plan: ReadPlan
-    places: Sequence[int]
+                self._copies.add(match)
+        self._copies.go_on()
 
 
 class HostPeer:
@@ -282,36 +265,16 @@ class HostPeer:
         dropped, self._arrivals = self._arrivals, set()
         self._transport.drop(dropped)
         for arrival in dropped:
-            settle(arrival.done, TransferFailed("the receive was aborted"))
+            end(arrival)
         link = self._transport.existing_link(self._address)
         if link is not None:
             link.withdraw(self)
 
 
-def _part(rows: RowsAt, places: Places) -> RowsAt:
-    return RowsAt(rows.base, rows.stride, rows.row_bytes, chosen(rows.indices, places))
-
-
-def _note_landed(match: Match[Offer], places: Sequence[int]) -> None:
-    arrival = match.arrival
-    arrival.missing -= len(places)
-    arrival.landed(places)
-    if not arrival.missing and not arrival.over:
-        arrival.owner.finish(arrival)
-
-
-def _fail(arrival: Arrival, error: LegFailed) -> None:
-    settle(arrival.done, error)
-    arrival.owner.abort()
-
-
-def _count_fetched(offer: Offer, rows: int) -> None:
-    """Tell the sender when nothing of ``offer`` will be read any more."""
-    offer.unfetched -= rows
-    if offer.unfetched or offer.content is not None:
-        return
-    fate = Fate.UNREADABLE if offer.unreadable else Fate.WITHDRAWN if offer.withdrawn else Fate.FETCHED
-    offer.source.say(answer_packet(fate, offer.number))
+def _is_small(head: Head, arrival: Arrival) -> bool:
+    """Whether a lot may be copied there and then."""
+    rows, length = head.rows, head.row_bytes
+    return rows <= FEW_ROWS and rows * length <= _SMALL_BYTES and length <= arrival.rows.row_bytes
 
 
 def _socket_name(name: bytes) -> str:

@@ -98,8 +98,7 @@ class ImporterSession:
     @property
     def awaits_bytes(self) -> bool:
         """Whether a block that is known to be sealed, be it only because it has landed, is not yet valid."""
-        known = self._needed & (self._sealed.keys() | self._landed.keys())
-        return bool(known - (self._landed.keys() & self._sealed.keys()))
+        return bool(self._needed & (self._sealed.keys() ^ self._landed.keys()))
 
     def _opened(self, _event: ExportOpened) -> list[ImporterAction]:
         self.state = ImporterState.PULLING
@@ -182,6 +181,12 @@ class ImporterSession:
         self._first_token_ids = event.first_token_id, event.fork_token_ids
         return self._accept_if_complete()
 
+    def _finished_again(self, event: ExportFinished) -> list[ImporterAction]:
+        if (event.first_token_id, event.fork_token_ids) != self._first_token_ids:
+            reason = "the export finished twice, differently"
+            raise _Refusal(reason)
+        return []
+
     def _accept_if_complete(self) -> list[ImporterAction]:
         if self.state is not ImporterState.COMPLETING or len(self._landed) < len(self._needed):
             return []
@@ -199,8 +204,12 @@ class ImporterSession:
         (ImporterState.PULLING, BlockLanded): _landed_block,
         (ImporterState.PULLING, ExportFinished): _finished,
         (ImporterState.PULLING, ExportFailed): _failed,
+        (ImporterState.COMPLETING, BlocksSealed): _sealed_blocks,
         (ImporterState.COMPLETING, BlockLanded): _landed_block,
+        (ImporterState.COMPLETING, ExportFinished): _finished_again,
         (ImporterState.COMPLETING, ExportFailed): _failed,
+        (ImporterState.IMPORTED, BlocksSealed): _late,
+        (ImporterState.IMPORTED, ExportFinished): _late,
         (ImporterState.IMPORTED, ExportFailed): _late,
         (ImporterState.REFUSED, BlocksSealed): _late,
         (ImporterState.REFUSED, BlockLanded): _late,

@@ -12,14 +12,13 @@ import contextlib
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol, assert_never
+from typing import assert_never
 
 from cluster_core.errors import BatonError, LegFailed, TransferFailed, WorkerLost
 from cluster_core.failpoints import are_on, reach
 from cluster_core.handoff import (
+    EXACT,
     AcceptBlocks,
-    ExporterMessage,
     ExportFinished,
     ExportOpened,
     HandoffReport,
@@ -29,9 +28,12 @@ from cluster_core.handoff import (
     Opening,
     PullBlocks,
     RejectBlocks,
+    in_turn,
 )
-from cluster_core.identity import Attempt, BlockHash, Incarnation, RequestId, WorkerId
+from cluster_core.identity import Incarnation, WorkerId
 from cluster_core.layout import KvLayout
+from kv_transfer.digest import BlockDigests
+from kv_transfer.import_job import HandoffChannel, Imported, ImportJob
 from kv_transfer.import_session import Expectation, ImporterSession, ImporterState
 from kv_transfer.inbox import Inbox
 from kv_transfer.link_book import LinkBook
@@ -46,67 +48,11 @@ from kv_transfer.wire import agreed, make_wire
 _TAG_ROOM_BITS = 16
 """A pull's tags differ in these lowest bits only; the others are random."""
 
+_TURNS_UNTIL_STEP = 4
+"""So many turns of the event loop pass from the end of an import until the engine's thread has its next step."""
+
 _UNHEARD_S = 0.05
 """How long an exporter may go on sealing and sending before it hears that a hand-over was given up."""
-
-
-class HandoffChannel(Protocol):
-    """The stream to the exporter."""
-
-    async def send(self, message: ImporterMessage) -> None:
-        """Send; raises `WorkerLost` when the stream has ended, or another `BatonError` that ended it."""
-        ...
-
-    async def receive(self) -> ExporterMessage:
-        """Return the next message.
-
-        Raises `WorkerLost` at the stream's end, and another `BatonError` for what ended it or cannot be a message.
-        """
-        ...
-
-
-@dataclass(slots=True)
-class Remains:
-    """What a hand-over that failed or was cancelled has left; the importer fills it in before it raises."""
-
-    verified: frozenset[int] = frozenset()
-    """Positions whose targets hold what their exporter sealed. None where anything that it sent was wrong."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImportJob:
-    """What to fetch, from whom, and into which own blocks."""
-
-    request_id: RequestId
-    attempt: Attempt
-    exporter: WorkerId
-    exporter_incarnation: Incarnation
-    targets: tuple[int, ...]
-    """Own block index for each position of the whole prompt."""
-    kept: frozenset[int]
-    """Positions whose target holds the right content already."""
-    hashes: tuple[BlockHash, ...]
-    """Expected hashes of the full blocks."""
-    first: int = 0
-    """Positions below it are neither wanted nor kept: they lie before every layer's window, or a fetch has them."""
-    lent: bool = False
-    """A fetch: the exporter has no export of the request, and lends what its cache holds of the hashes from there on.
-    It need not be all of it."""
-    binding: int = 0
-    """See `OpenExport`."""
-    remains: Remains = field(default_factory=Remains)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Imported:
-    """The targets hold the prompt's KV."""
-
-    first_token_id: int
-    report: HandoffReport
-    fork_token_ids: tuple[int, ...] = ()
-    """The first tokens of the other choices, where the request has several."""
-    rounded: bool = False
-    """The KV is not exactly what was sealed (see `kv_transfer.wire`): no other request may find it."""
 
 
 def draw_tag() -> int:
@@ -131,6 +77,7 @@ class Importer:
     ) -> None:
         self.transport = transport
         self.memory = memory
+        self.digests = BlockDigests(memory)
         self.holds = holds
         self.worker_id = worker_id
         self.incarnation = incarnation
@@ -188,7 +135,7 @@ class _Import:
         self._channel = channel
         self._session = ImporterSession(expected, draw_tag)
         self._inbox: Inbox[ImporterEvent | BatonError] = Inbox()
-        self._targets = TargetBlocks(importer.memory, importer.holds, job.targets, job.hashes, self)
+        self._targets = TargetBlocks(importer.memory, importer.digests, importer.holds, job.targets, job.hashes, self)
         self._peer: Peer | None = None
         self._wire = None if job.lent else importer.wire  # what is fetched must be exact: others will find it
         self._moved = 0
@@ -241,9 +188,7 @@ class _Import:
             binding=job.binding,
             wire=self._wire.offer(job.exporter, job.exporter_incarnation, self._importer.links) if self._wire else None,
         )
-        if not job.lent:
-            return opening
-        return OpenFetch(opening=opening, first=job.first, hashes=job.hashes[job.first :])
+        return OpenFetch(opening=opening, first=job.first, hashes=job.hashes[job.first :]) if job.lent else opening
 
     async def _read(self) -> None:
         while True:
@@ -252,9 +197,10 @@ class _Import:
             except BatonError as error:
                 self._inbox.put(error)
                 return
-            if isinstance(message, ExportFinished):
-                self._finished_at = self._importer.clock()
-            self._inbox.put(message)
+            for each in in_turn(message):
+                if isinstance(each, ExportFinished):
+                    self._finished_at = self._importer.clock()
+                self._inbox.put(each)
 
     async def _next_event(self) -> ImporterEvent:
         if not self._inbox:
@@ -296,8 +242,13 @@ class _Import:
             raise TransferFailed(str(error)) from error
 
     async def _say_the_rest(self, actions: Sequence[ImporterAction], reading: asyncio.Task[None]) -> None:
-        """Accept, and read the channel to its end. An exporter that does not hear it lets go when the stream ends."""
+        """Accept, after the answer's step was planned, and read the channel to its end.
+
+        An exporter that does not hear it lets go when the stream ends.
+        """
         try:
+            for _ in range(_TURNS_UNTIL_STEP):
+                await asyncio.sleep(0)
             with contextlib.suppress(LegFailed):
                 for action in actions:
                     await self._perform(action)
@@ -385,4 +336,6 @@ class _Import:
             transfer_s=self._moving_s,
             exposed_s=now - self._finished_at,
             transport=self._importer.transport.name,
+            exact_bytes=self._moved * self._importer.memory.block_bytes,
+            wire_format=EXACT if self._targets.wire is None else self._targets.wire.format,
         )

@@ -29,6 +29,10 @@ class Inbox(Generic[ItemT]):
         """Return the first item; there must be one."""
         return self._items.popleft()
 
+    def take_last(self) -> ItemT | None:
+        """Return the item that was put last, None where none waits."""
+        return self._items.pop() if self._items else None
+
     async def wait(self) -> None:
         """Wait until there is an item."""
         while not self._items:

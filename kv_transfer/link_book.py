@@ -3,11 +3,15 @@
 Life of an entry: the other worker's life is measured when the two meet (`kv_transfer.link_probe`), which foresees how
 fast a hand-over over the link will be. The first import takes the place of that guess, later ones refine it. A new life
 of the other worker starts anew. The book holds the latest `MOST_LINKS`.
+
+Blocks that are rounded on their way (`kv_transfer.wire`) have a rate of their own beside that of exact ones, which a
+fetch still moves over the same link: the bytes of the blocks, not of what travels, by a time in which they are packed
+and expanded too. So whoever divides blocks' bytes by it foresees what a hand-over takes, and need not know the format.
 """
 
 from dataclasses import replace
 
-from cluster_core.handoff import HandoffReport
+from cluster_core.handoff import EXACT, HandoffReport
 from cluster_core.identity import Incarnation, WorkerId
 from cluster_core.links import LinkReport
 from kv_transfer.link_plan import block_s, blocks_in_flight
@@ -40,6 +44,7 @@ class LinkBook:
     def enter(self, report: LinkReport) -> LinkReport:
         """Take a measurement in; returns it with what it foresees. What imports of the same life showed stays."""
         each_s = block_s(report, self._block_bytes)
+        report = replace(report, rounded_bytes_per_s=0.0)  # what was rounded before may not be any more
         before = self._links.get(report.peer)
         if before is not None and before.incarnation == report.incarnation and before.imports:
             fixed_s, bytes_per_s, imports = before.fixed_s, before.bytes_per_s, before.imports
@@ -63,14 +68,16 @@ class LinkBook:
         link = self._links.get(peer)
         if link is None or link.incarnation != incarnation:
             link = LinkReport(peer=peer, incarnation=incarnation, transport=report.transport)
-        rate = link.bytes_per_s
-        if report.moved_bytes >= TELLING_BYTES or not rate:
-            shown = report.moved_bytes / report.transfer_s
-            rate = max(rate * FORGETTING, shown) if link.imports else shown
         fixed_s = report.exposed_s
         if link.imports:
             fixed_s = link.fixed_s + SMOOTHING * (fixed_s - link.fixed_s)
-        self._put(replace(link, fixed_s=fixed_s, bytes_per_s=rate, imports=link.imports + 1))
+        link = replace(link, fixed_s=fixed_s, imports=link.imports + 1)
+        if report.wire_format == EXACT:
+            link = replace(link, bytes_per_s=_rate(link.bytes_per_s, report, first=link.imports == 1))
+        else:
+            before = link.rounded_bytes_per_s
+            link = replace(link, rounded_bytes_per_s=_rate(before, report, first=not before))
+        self._put(link)
 
     def blocks_in_flight(self, peer: WorkerId) -> int:
         """Return how many blocks an import from ``peer`` asks for at a time; the setting wins over measurements."""
@@ -88,3 +95,11 @@ class LinkBook:
         self._links[entry.peer] = entry
         while len(self._links) > MOST_LINKS:
             del self._links[next(iter(self._links))]
+
+
+def _rate(before: float, report: HandoffReport, *, first: bool) -> float:
+    """Return the blocks' bytes a second after one more import; ``first``: ``before`` was no more than foreseen."""
+    if report.moved_bytes < TELLING_BYTES and before:
+        return before
+    shown = report.exact_bytes / report.transfer_s
+    return shown if first else max(before * FORGETTING, shown)

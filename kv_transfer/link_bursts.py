@@ -43,8 +43,10 @@ class ProbeConversation(Protocol):
 class LinkEnds:
     """One side's end of the transport while a link is measured. Leaving it aborts what is still posted."""
 
-    def __init__(self, peer: Peer, scratch: Any) -> None:
+    def __init__(self, peer: Peer, scratch: Any, sent: Any) -> None:
+        """Bursts come to ``scratch``, and ``sent`` goes, bytes in one piece both; it may be the same."""
         self.scratch = scratch
+        self._sent = sent
         self._peer = peer
 
     async def __aenter__(self) -> Self:
@@ -57,7 +59,7 @@ class LinkEnds:
 
     def post(self, burst: ProbeBurst) -> Future[None]:
         """Post the receives of ``burst``; the future, which must not be cancelled, is done when all have landed."""
-        return self._peer.receive_lot(self._lot(burst), lambda _: None)
+        return self._peer.receive_lot(_lot(burst, self.scratch), lambda _: None)
 
     async def confirm(self, burst: ProbeBurst) -> None:
         """Tell the sender that all of ``burst`` have landed."""
@@ -67,20 +69,21 @@ class LinkEnds:
         """Send ``burst``; returns the seconds until the receiver confirmed it."""
         confirmed = self._peer.receive(self.scratch[BURST_BYTES + _WORD_BYTES :], burst.tag + burst.count)
         started = clock()
-        sent = self._peer.send_lot(self._lot(burst))
+        sent = self._peer.send_lot(_lot(burst, self._sent))
         await landing(confirmed)
         elapsed_s = clock() - started
         await landing(sent)
         return elapsed_s
 
-    def _lot(self, burst: ProbeBurst) -> Lot:
-        size = burst.count * burst.message_bytes
-        if size > BURST_BYTES:
-            message = f"a burst of {size} bytes; at most {BURST_BYTES}"
-            raise TransferFailed(message)
-        rows = self.scratch[:size].reshape(burst.count, burst.message_bytes)
-        places = range(burst.count)
-        return Lot(rows=rows, indices=places, tag=burst.tag, numbers=places)
+
+def _lot(burst: ProbeBurst, memory: Any) -> Lot:
+    size = burst.count * burst.message_bytes
+    if size > BURST_BYTES:
+        message = f"a burst of {size} bytes; at most {BURST_BYTES}"
+        raise TransferFailed(message)
+    rows = memory[:size].reshape(burst.count, burst.message_bytes)
+    places = range(burst.count)
+    return Lot(rows=rows, indices=places, tag=burst.tag, numbers=places)
 
 
 class LinkBursts:

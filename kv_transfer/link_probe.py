@@ -4,7 +4,9 @@ Life of a measurement. The importer, which will take blocks over the link, opens
 says hello: transport addresses are exchanged, and where each runs. Then it asks for bursts of messages, in both
 directions: very short ones (round trip), 4 KiB and 1 MiB (rates). A burst is timed by its sender on the transport
 alone: from the first message to a short answer that the receiver sends when all have landed, less a round trip. Of
-several bursts of a kind the quickest counts: the first one opens endpoints. All buffers are scratch, never blocks.
+several bursts of a kind the quickest counts: the first one opens endpoints. Bursts come to scratch memory, never to
+blocks. What goes is scratch, too, but on a GPU the pool itself, whatever it holds: who reads another process's GPU
+memory for the first time must map it, all of it, which takes milliseconds that the first hand-over would wait for.
 
 One measurement at a time on either side: two at once would see half of the link each. A measurement that takes
 `PATIENCE_S` is given up; nothing depends on it.
@@ -33,6 +35,7 @@ from cluster_core.links import (
 )
 from kv_transfer.link_book import LinkBook
 from kv_transfer.link_bursts import (
+    BURST_BYTES,
     LARGE,
     SCRATCH_BYTES,
     SMALL,
@@ -167,7 +170,10 @@ class LinkProbe:
             raise TransferFailed(message)
 
     async def _ends(self, hello: ProbeHello) -> LinkEnds:
-        return LinkEnds(await self._parts.transport.connect(hello.transport_address), self._scratch())
+        scratch = self._scratch()
+        pool = self._parts.memory.rows.reshape(-1) if self._cuda else scratch
+        sent = pool if len(pool) >= BURST_BYTES else scratch
+        return LinkEnds(await self._parts.transport.connect(hello.transport_address), scratch, sent)
 
     def _lane(self, hello: ProbeHello) -> str:
         transport = self._parts.transport

@@ -4,7 +4,8 @@ import asyncio
 from dataclasses import replace
 
 from cluster_core.errors import LegFailed
-from cluster_core.handoff import ExporterMessage, ExportFailed, ExportOpened
+from cluster_core.handoff import BlocksSealed, ExporterMessage, ExportFailed, ExportFinished, ExportOpened
+from kv_transfer.inbox import Inbox
 from kv_transfer.transport import Peer
 from kv_transfer.wire import Wire
 
@@ -16,17 +17,30 @@ class Listener:
         self.peer = peer
         self.wire: Wire | None = None
         """How blocks are packed for it; None: they travel as they are."""
-        self.answers: asyncio.Queue[ExporterMessage | None] = asyncio.Queue()
+        self.answers: Inbox[ExporterMessage | None] = Inbox()
         self.sending: set[asyncio.Task[None]] = set()
 
     def tell(self, message: ExporterMessage) -> None:
-        """Put ``message`` on the stream; the first one names the format in which blocks will come."""
+        """Put ``message`` on the stream; the first one names the format in which blocks will come.
+
+        That the export is finished goes with the last blocks' references, if they have not been sent yet.
+        """
         if isinstance(message, ExportOpened) and self.wire is not None:
             message = replace(message, wire_format=self.wire.format)
-        self.answers.put_nowait(message)
+        if isinstance(message, ExportFinished) and (last := self.answers.take_last()) is not None:
+            if isinstance(last, BlocksSealed):
+                message = replace(last, finished=message)
+            else:
+                self.answers.put(last)
+        self.answers.put(message)
+
+    async def next_answer(self) -> ExporterMessage | None:
+        """Wait for what is to be said next; None at the end."""
+        await self.answers.wait()
+        return self.answers.take()
 
     def end(self, error: LegFailed | None = None) -> None:
         """End the stream after what is queued, and after ``error`` if there is one."""
         if error is not None:
-            self.answers.put_nowait(ExportFailed(reason=str(error)))
-        self.answers.put_nowait(None)
+            self.answers.put(ExportFailed(reason=str(error)))
+        self.answers.put(None)

@@ -13,6 +13,7 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster_core.errors import LegFailed
 from kv_transfer.lots import Landed
 from kv_transfer.rows import RowsAt
 
@@ -110,7 +111,11 @@ class Arrival:
     missing: int = field(init=False)
     """Rows that have not landed."""
     over: bool = False
-    """It was aborted: nothing may land any more."""
+    """It was aborted: no copy for it may begin any more."""
+    reading: int = 0
+    """Copies that are under way where an abort cannot end them."""
+    failure: LegFailed | None = None
+    """Why it was aborted."""
 
     def __post_init__(self) -> None:
         """Nothing has come yet."""
@@ -144,17 +149,26 @@ class LotLedger(Generic[OfferedT]):
 
     def __init__(self) -> None:
         self._arrivals: dict[Arrival, None] = {}
+        self._whole: dict[int, Arrival] = {}
+        """By their first tags the arrivals of consecutive tags that have met nothing yet: mostly one offer has all."""
         self._offers: dict[OfferedT, None] = {}
 
     def post(self, arrival: Arrival) -> list[Match[OfferedT]]:
         """Await a lot; return what of it has been offered before."""
         self._arrivals[arrival] = None
-        return self._meet([(offer, arrival) for offer in self._offers])
+        if arrival.tags.numbers is None:
+            self._whole[arrival.tags.first] = arrival
+        return self._meet([(offer, arrival) for offer in self._offers]) if self._offers else []
 
     def take(self, offer: OfferedT) -> list[Match[OfferedT]]:
         """Take an offer; return what of it is awaited."""
         self._offers[offer] = None
         return self._meet([(offer, arrival) for arrival in self._arrivals])
+
+    def whole(self, first: int, count: int) -> Arrival | None:
+        """Return the arrival that awaits just ``count`` tags from ``first`` on, and has met none of them."""
+        arrival = self._whole.get(first)
+        return arrival if arrival is not None and arrival.tags.count == count else None
 
     def arrivals(self) -> list[Arrival]:
         """Return what has not met altogether."""
@@ -163,6 +177,8 @@ class LotLedger(Generic[OfferedT]):
     def forget(self, arrival: Arrival) -> None:
         """Await it no longer."""
         self._arrivals.pop(arrival, None)
+        if self._whole.get(arrival.tags.first) is arrival:
+            del self._whole[arrival.tags.first]
 
     def drop(self, unwanted: Callable[[OfferedT], bool]) -> list[OfferedT]:
         """Forget the offers that are ``unwanted``, as far as they have not met; returns them."""
@@ -183,5 +199,7 @@ class LotLedger(Generic[OfferedT]):
             if offer.unmet <= 0:
                 self._offers.pop(offer, None)
             if arrival.unmet <= 0:
-                self._arrivals.pop(arrival, None)
+                self.forget(arrival)
+            elif self._whole.get(arrival.tags.first) is arrival:
+                del self._whole[arrival.tags.first]
         return matches

@@ -56,7 +56,8 @@ class LotSending:
             if not self._still_sealed(self._action):
                 return None
             some = numbered[start : start + wire.lot_blocks]
-            rows = wire.pack([block.index for _, block in some], [blocks.seal(block).digest for _, block in some])
+            sealed = blocks.seal([block for _, block in some])
+            rows = wire.pack([block.index for block in sealed], [block.digest for block in sealed])
             lot = Lot(rows=rows, indices=range(len(some)), tag=self._action.tag, numbers=[number for number, _ in some])
             try:
                 part = self._listener.peer.send_lot(lot)

@@ -8,8 +8,10 @@ import ctypes
 import errno
 import os
 import signal
+import struct
 from array import array
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,8 +19,8 @@ from numpy.typing import NDArray
 
 from kv_transfer.rows import RowsAt
 
-SLICE_BYTES = 4 << 20
-"""Read in one go, about a millisecond. What comes between two slices takes 50 µs: the copy has cleared the caches."""
+LONGEST_PIECE_BYTES = 1 << 20
+"""Longer rows are cut, and no more than this is joined: what is read in one go is made of whole pieces."""
 _SHORT_BYTES = 1 << 15
 """Neighbours are joined where rows are shorter than this."""
 _MOST_PIECES = 1024
@@ -26,101 +28,110 @@ _IOVEC_BYTES = 16
 Addresses: TypeAlias = NDArray[np.uint64]
 _SET_PTRACER, _ANY_PROCESS = 0x59616D61, 2**64 - 1
 
-_FEW_ROWS = 48
+FEW_ROWS = 48
 """So few are quicker done one by one than by NumPy."""
-_Slice: TypeAlias = tuple[int, int, int, int]
-"""First piece, number of pieces, bytes, and how many rows are complete after it that were not before."""
+_FEW_PIECES = {2 * rows: struct.Struct(f"={4 * rows}Q") for rows in range(FEW_ROWS + 1)}
 
 
 class ReadPlan:
-    """How to copy rows ``there`` of another process to rows ``here``, which have room for them, slice by slice."""
+    """How to copy rows ``there`` of another process to rows ``here``, which have room for them, some at a time."""
+
+    __slots__ = ("_addresses", "_count", "_ends", "_first", "_moved", "_piece_bytes", "_pieces", "_row_bytes", "left")
 
     def __init__(self, here: RowsAt, there: RowsAt) -> None:
-        self.rows_left = len(here.indices)
-        length = there.row_bytes
-        if length <= SLICE_BYTES and self.rows_left <= _FEW_ROWS:
-            self._pieces: Any = _each_row(here, length), _each_row(there, length)
-            self._addresses = self._pieces[0].buffer_info()[0], self._pieces[1].buffer_info()[0]
-            self._slices = iter(_even_slices(self.rows_left, length))
+        """Rows have at least one byte."""
+        self._row_bytes = self._piece_bytes = length = there.row_bytes
+        self._count = rows = len(here.indices)
+        self.left = rows * length
+        self._first = self._moved = 0
+        self._ends: Sequence[int] | NDArray[np.int64] | None = None
+        if length <= LONGEST_PIECE_BYTES and rows <= FEW_ROWS:
+            mine, theirs = _each_row(here, length), _each_row(there, length)
+            self._addresses = mine.buffer_info()[0], theirs.buffer_info()[0]
+            self._pieces: Any = mine, theirs
         else:
-            first, second, lengths, self._slices = _arrange(_begins(here), _begins(there), length)
-            self._pieces = _iovecs(first, lengths), _iovecs(second, lengths)
-            self._addresses = _address(self._pieces[0]), _address(self._pieces[1])
+            self._arrange(_begins(here), _begins(there))
 
-    def read(self, reader: "ProcessReader") -> int:
-        """Copy the next slice; return how many rows it completed. Raises `OSError` as `ProcessReader.read` does."""
-        first_piece, pieces, moved_bytes, rows = next(self._slices)
+    def _arrange(self, here: Addresses, there: Addresses) -> None:
+        """Join or cut rows that begin at these addresses."""
+        lengths: NDArray[np.int64] | int = self._row_bytes
+        if self._row_bytes > LONGEST_PIECE_BYTES:
+            here, there, lengths = _cut(here, there, self._row_bytes)
+        elif self._row_bytes < _SHORT_BYTES:
+            here, there, lengths = _joined(here, there, self._row_bytes)
+        self._count = len(here)
+        if not isinstance(lengths, int):
+            self._ends = np.cumsum(lengths)
+        self._pieces = mine, theirs = _iovecs(here, lengths), _iovecs(there, lengths)
+        self._addresses = _address(mine), _address(theirs)
+
+    def read(self, reader: "ProcessReader", most_bytes: int) -> int:
+        """Copy what follows, about ``most_bytes`` or one piece; return how many rows it completed.
+
+        Raises `OSError` as `ProcessReader.read` does.
+        """
+        first = self._first
+        if self._ends is None:
+            pieces = min(most_bytes // self._piece_bytes or 1, _MOST_PIECES, self._count - first)
+            moved_bytes = pieces * self._piece_bytes
+        else:
+            after = bisect_right(self._ends, self._moved + most_bytes, first)
+            pieces = min(after - first or 1, _MOST_PIECES)
+            moved_bytes = int(self._ends[first + pieces - 1]) - self._moved
         here, there = self._addresses
-        offset = _IOVEC_BYTES * first_piece
+        offset = _IOVEC_BYTES * first
         reader.read(here + offset, there + offset, pieces, moved_bytes)
-        self.rows_left -= rows
-        return rows
+        self._first = first + pieces
+        before, self._moved = self._moved, self._moved + moved_bytes
+        self.left -= moved_bytes
+        return self._moved // self._row_bytes - before // self._row_bytes
+
+
+def read_few(reader: "ProcessReader", here: RowsAt, there: RowsAt) -> None:
+    """Copy at most `FEW_ROWS` rows ``there`` to rows ``here`` at once. Raises `OSError` as `ProcessReader.read` does.
+
+    What a `ReadPlan` does, without its objects: a small lot is mostly a matter of such things.
+    """
+    base, stride, length = here.base, here.stride, there.row_bytes
+    words = [word for index in here.indices for word in (base + index * stride, length)]
+    half = len(words)
+    base, stride = there.base, there.stride
+    words += [word for index in there.indices for word in (base + index * stride, length)]
+    _FEW_PIECES[half].pack_into(reader.room, 0, *words)
+    address = reader.room_address
+    reader.read(address, address + 8 * half, half // 2, half // 2 * length)
 
 
 def _each_row(rows: RowsAt, length: int) -> "array[int]":
     """Return what C calls an array of iovec: address and length of each row."""
     base, stride = rows.base, rows.stride
-    pieces = array("Q")
-    for index in rows.indices:
-        pieces.append(base + index * stride)
-        pieces.append(length)
-    return pieces
-
-
-def _even_slices(rows: int, length: int) -> list[_Slice]:
-    """Return slices of as many rows as go into one, each row a piece."""
-    return [(first, end - first, (end - first) * length, end - first) for first, end in _row_bounds(rows, length)]
-
-
-def _row_bounds(rows: int, length: int) -> list[tuple[int, int]]:
-    per_slice = max(1, min(_MOST_PIECES, SLICE_BYTES // max(1, length)))
-    return [(first, min(first + per_slice, rows)) for first in range(0, rows, per_slice)]
+    return array("Q", [word for index in rows.indices for word in (base + index * stride, length)])
 
 
 def _begins(rows: RowsAt) -> Addresses:
-    return np.asarray(rows.indices, dtype=np.uint64) * np.uint64(rows.stride) + np.uint64(rows.base)
+    """Return where rows begin. Of a list, NumPy asks each number by itself what it is; an array of C's does not."""
+    indices = array("Q", rows.indices) if isinstance(rows.indices, list | range) else rows.indices
+    return np.asarray(indices, dtype=np.uint64) * np.uint64(rows.stride) + np.uint64(rows.base)
 
 
-def _arrange(
-    here: Addresses, there: Addresses, length: int
-) -> tuple[Addresses, Addresses, "NDArray[np.int64] | int", Iterator[_Slice]]:
-    """Return the pieces of rows that begin at ``here`` and ``there``: their addresses and lengths, and the slices."""
-    if length > SLICE_BYTES:
-        return _cut_rows(here, there, length)
-    if length < _SHORT_BYTES:
-        return _joined_rows(here, there, length)
-    return here, there, length, iter(_even_slices(len(here), length))
-
-
-def _joined_rows(
-    here: Addresses, there: Addresses, length: int
-) -> tuple[Addresses, Addresses, NDArray[np.int64], Iterator[_Slice]]:
+def _joined(here: Addresses, there: Addresses, length: int) -> "tuple[Addresses, Addresses, NDArray[np.int64] | int]":
     """Make neighbours on both sides one piece: short rows cost more by their number than by their bytes."""
-    bounds = _row_bounds(len(here), length)
     begins = np.ones(len(here), np.bool_)
     np.not_equal(here[1:] - here[:-1], np.uint64(length), out=begins[1:])
     begins[1:] |= there[1:] - there[:-1] != np.uint64(length)
-    begins[[first for first, _end in bounds]] = True
+    begins[:: LONGEST_PIECE_BYTES // length] = True
     firsts = np.flatnonzero(begins)
-    lengths = np.diff(firsts, append=len(here)) * length
-    places = [*np.searchsorted(firsts, [first for first, _end in bounds]).tolist(), len(firsts)]
-    slices: list[_Slice] = [
-        (places[number], places[number + 1] - places[number], (end - first) * length, end - first)
-        for number, (first, end) in enumerate(bounds)
-    ]
-    return here[firsts], there[firsts], lengths, iter(slices)
+    if len(firsts) == len(here):
+        return here, there, length
+    return here[firsts], there[firsts], np.diff(firsts, append=len(here)) * length
 
 
-def _cut_rows(
-    here: Addresses, there: Addresses, length: int
-) -> tuple[Addresses, Addresses, NDArray[np.int64], Iterator[_Slice]]:
-    """Cut each row into pieces of a slice; only the last of them completes it."""
-    offsets = np.arange(0, length, SLICE_BYTES, dtype=np.uint64)
-    lengths = np.full(len(offsets), SLICE_BYTES, np.int64)
+def _cut(here: Addresses, there: Addresses, length: int) -> tuple[Addresses, Addresses, NDArray[np.int64]]:
+    """Cut each row into pieces."""
+    offsets = np.arange(0, length, LONGEST_PIECE_BYTES, dtype=np.uint64)
+    lengths = np.full(len(offsets), LONGEST_PIECE_BYTES, np.int64)
     lengths[-1] = length - int(offsets[-1])
-    sizes = np.tile(lengths, len(here))
-    slices = [(piece, 1, size, int((piece + 1) % len(offsets) == 0)) for piece, size in enumerate(sizes.tolist())]
-    return (here[:, None] + offsets).ravel(), (there[:, None] + offsets).ravel(), sizes, iter(slices)
+    return (here[:, None] + offsets).ravel(), (there[:, None] + offsets).ravel(), np.tile(lengths, len(here))
 
 
 def _iovecs(addresses: Addresses, lengths: "NDArray[np.int64] | int") -> Addresses:
@@ -141,6 +152,10 @@ class ProcessReader:
         """Raise `OSError` when there is no such process."""
         self._pid = pid
         self._descriptor = os.pidfd_open(pid)
+        self._holders = 1
+        self.room = bytearray(2 * _IOVEC_BYTES * FEW_ROWS)
+        """For the two arrays of iovec of `read_few`, which belongs to the thread that made the reader."""
+        self.room_address = ctypes.addressof(ctypes.c_char.from_buffer(self.room))
         self._call = _process_vm_readv()
 
     def read(self, here: int, there: int, pieces: int, moved_bytes: int) -> None:
@@ -156,9 +171,15 @@ class ProcessReader:
         if copied != moved_bytes:
             raise OSError(errno.EFAULT, f"process {self._pid}: only {copied} of {moved_bytes} bytes could be read")
 
+    def hold(self) -> None:
+        """Have the reader for oneself as well, until one more `close`."""
+        self._holders += 1
+
     def close(self) -> None:
-        """Let go of the process."""
-        os.close(self._descriptor)
+        """Let go of the process, if nobody else holds the reader."""
+        self._holders -= 1
+        if not self._holders:
+            os.close(self._descriptor)
 
 
 def reading_works() -> bool:
@@ -170,7 +191,7 @@ def reading_works() -> bool:
     try:
         reader = ProcessReader(os.getpid())
         try:
-            plan.read(reader)
+            plan.read(reader, 1)
         finally:
             reader.close()
     except (OSError, AttributeError):  # AttributeError: not Linux

@@ -29,6 +29,8 @@ class TransferSettings:
     wire_format: str = "exact"
     """``int8`` or ``fp8``: blocks may be rounded on their way, where both sides say so and the link is slow enough for
     it to pay. The answer is then not exactly that of another way, and its blocks are shared with no other request."""
+    gpu_copies: bool = False
+    """Between workers of one GPU, copy a lot by one launch in place of UCX. Off until it has been run on a GPU."""
     ucx_tls: str = ""
     """UCX_TLS. Empty: shared memory, CMA and TCP, and CUDA's where a GPU is present."""
     ucx_keepalive_s: float = 1.0

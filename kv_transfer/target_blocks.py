@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from cluster_core.failpoints import corrupts
 from cluster_core.holds import WriterHold
 from cluster_core.identity import BlockHash
-from kv_transfer.digest import block_digest
+from kv_transfer.digest import BlockDigests
 from kv_transfer.lots import Lot
 from kv_transfer.memory import BlockHolds, BlockMemory
 from kv_transfer.session import PostReceives
@@ -34,6 +34,7 @@ class TargetBlocks:
     def __init__(
         self,
         memory: BlockMemory,
+        digests: BlockDigests,
         holds: BlockHolds,
         targets: Sequence[int],
         hashes: Sequence[BlockHash],
@@ -44,6 +45,7 @@ class TargetBlocks:
         self.wire: Wire | None = None
         """How blocks come packed; None: they come as they are, into their places."""
         self._memory = memory
+        self._digests = digests
         self._holds = holds
         self._targets = targets
         self._hashes = hashes
@@ -100,12 +102,15 @@ class TargetBlocks:
         self._release(positions, hold)
         if self.listener is None:
             return
-        for position in positions:
-            buffer = self._memory.buffer(self._targets[position])
+        indices = [self._targets[position] for position in positions]
+        for index in indices:
             if corrupts("xfer.verify"):
+                buffer = self._memory.buffer(index)
                 buffer[0] ^= 1
-            known = self._hashes[position] if position < len(self._hashes) else None
-            self.listener.landed(position, block_digest(buffer, position, known))
+                int(buffer[0])  # a GPU has written it when it can be read
+        hashes = [self._hashes[position] if position < len(self._hashes) else None for position in positions]
+        for position, digest in zip(positions, self._digests.of(indices, positions, hashes), strict=True):
+            self.listener.landed(position, digest)
 
     def _unpack(self, positions: Sequence[int], hold: WriterHold, rows: Sequence[Any]) -> None:
         """Fill targets from packed blocks; a target is its own again when it was filled, or will not be."""

@@ -12,8 +12,10 @@ can land any more**. It holds after an abort too, and after the sender's death.
 """
 
 from asyncio import Future
+from importlib.util import find_spec
 from typing import Any, Protocol
 
+from kv_transfer.device_transport import DeviceTransport
 from kv_transfer.host_transport import HostTransport
 from kv_transfer.loopback_transport import PROCESS_NETWORK, LoopbackTransport
 from kv_transfer.lots import Landed, Lot
@@ -93,10 +95,10 @@ class Transport(Protocol):
         ...
 
 
-def make_transport(settings: TransferSettings, *, host_memory: bool = True) -> Transport:
+def make_transport(settings: TransferSettings, *, device: str = "cpu") -> Transport:
     """Return the transport that ``settings`` name, not yet started. Raises `PartUnavailable` without its library.
 
-    ``host_memory`` says that all blocks lie in host memory, where other processes of the machine can read them.
+    ``device`` is where all blocks lie, by torch's name: other processes of the machine can read them there.
     """
     if settings.transport == "loopback":
         return LoopbackTransport(PROCESS_NETWORK)
@@ -107,5 +109,18 @@ def make_transport(settings: TransferSettings, *, host_memory: bool = True) -> T
     from kv_transfer.near_or_far import NearOrFarTransport  # noqa: PLC0415  # UCX is loaded only where it is used
     from kv_transfer.ucx_transport import UcxTransport  # noqa: PLC0415  # as above
 
-    reads_others = host_memory and (not settings.ucx_tls or "cma" in settings.ucx_tls.split(","))
-    return NearOrFarTransport(HostTransport() if reads_others else None, UcxTransport(settings))
+    return NearOrFarTransport(_near(settings, device), UcxTransport(settings), device)
+
+
+def _near(settings: TransferSettings, device: str) -> HostTransport | DeviceTransport | None:
+    """Return the way between workers whose blocks lie in one memory; None where it is not wanted, or not possible."""
+    lane = "cma" if device == "cpu" else "cuda_ipc"
+    if settings.ucx_tls and lane not in settings.ucx_tls.split(","):
+        return None
+    if device == "cpu":
+        return HostTransport()
+    if not settings.gpu_copies or find_spec("triton") is None:
+        return None
+    from kv_transfer.device_memory import DeviceMemory  # noqa: PLC0415  # no part of CPU installs
+
+    return DeviceTransport(DeviceMemory(device))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from cluster_core.errors import TransferFailed
-from cluster_core.handoff import WireOffer
+from cluster_core.handoff import EXACT, WireOffer
 from cluster_core.identity import Incarnation, WorkerId
 from cluster_core.layout import KvLayout
 from kv_transfer.link_book import LinkBook
@@ -90,7 +90,7 @@ def agreed(offered: Wire | None, answer: str) -> Wire | None:
 
 def make_wire(settings: TransferSettings, layout: KvLayout, memory: BlockMemory) -> Wire | None:
     """Return what ``settings`` say of rounding; None where blocks travel as they are."""
-    if settings.wire_format == "exact":
+    if settings.wire_format == EXACT:
         return None
     from kv_transfer.wire_codec import WireCodec  # noqa: PLC0415  # torch is loaded only where it is used
 

@@ -61,6 +61,8 @@ class WireCodec:
         target[:, -DIGEST_BYTES:] = (
             torch.frombuffer(guards, dtype=torch.uint8).view(len(source), DIGEST_BYTES).to(target.device)
         )
+        if target.is_cuda:
+            torch.cuda.current_stream(target.device).synchronize()  # whoever sends it knows no streams
 
     def unpack(self, packed: Any, block: Any) -> bytes | None:
         """Write what a row of packed bytes holds into the bytes of ``block``.

@@ -122,6 +122,8 @@ class PrefillScheduler:
     def next_step(self) -> StepPlan | None:
         """Admit what has room, then share the budget among the prompts being read."""
         self._admit()
+        if not self._reading:
+            return None
         for prompt in self._reading:
             self._export(prompt, self._attach_cached(prompt))
         settings = self._parts.settings
@@ -192,7 +194,7 @@ class PrefillScheduler:
         self._available_at_look = self._parts.pool.available()
 
     def _admit_waiting(self) -> None:
-        while True:
+        while self._waiting:
             long = sum(not self._waiting.is_short(prompt) for prompt in self._reading)
             places = self._parts.settings.max_running - long
             held_back = partial(self._holds_back, self._unclaimed.room(self._reading))

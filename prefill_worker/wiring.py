@@ -46,7 +46,7 @@ def build_worker(document: Document, worker_id: WorkerId, directory_url: str) ->
         directory_settings=read_section(document, "directory", DirectorySettings),
     )
     load_engine = engine_loader(open_served_model(document), engine_settings, site.settings.total_blocks)
-    transport = make_transport(transfer, host_memory=engine_settings.device == "cpu")
+    transport = make_transport(transfer, device=engine_settings.device)
     return PrefillWorker(
         site,
         RedisDirectory(directory_url, site.directory_settings),

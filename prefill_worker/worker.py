@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
 from block_directory.directory import BlockDirectory
-from block_directory.joining import refuse_other_layouts
+from block_directory.joining import refuse_a_twin, refuse_other_layouts
 from block_directory.publisher import Publisher
 from block_directory.settings import DirectorySettings
 from cluster_core.errors import WorkerLost
@@ -17,6 +17,7 @@ from cluster_core.workers import WorkerLoad, WorkerRecord
 from cluster_rpc.channels import ChannelPool
 from cluster_rpc.handoff_calls import HandoffCalls
 from cluster_rpc.server import RpcServer
+from cluster_rpc.worker_presence import speaks
 from cluster_rpc.worker_process import reachable_host
 from inference_engine.bell import Bell
 from inference_engine.block_pool import BlockPool
@@ -173,6 +174,7 @@ class PrefillWorker:
             pid=os.getpid(),
         )
         await refuse_other_layouts(self._directory, record, self.site.directory_settings.lease_s)
+        await refuse_a_twin(self._directory, record, speaks, self.site.directory_settings.lease_s)
         publisher = Publisher(
             self._directory, record, parts.pool.drain_events, parts.pool.cached_hashes, self.site.directory_settings
         )

@@ -84,7 +84,10 @@ class AttemptRun:
     @property
     def complete(self) -> bool:
         """Whether all its answers are."""
-        return all(choice.log.finish_reason is not None for choice in self.choices)
+        for choice in self.choices:  # noqa: SIM110  # asked at every mail: no generator
+            if choice.log.finish_reason is None:
+                return False
+        return True
 
     def owns(self, leg: Leg) -> bool:
         """Say whether ``leg`` is one of this attempt's."""
@@ -170,6 +173,7 @@ class AttemptRun:
         assert origin is not None, "only what another worker reads can be bound anew"
         for worker, leg in list(zip(self._workers, self._legs, strict=True)):
             if leg.role is Role.DECODE:
+                leg.fenced = True
                 leg.cancel()
                 worker.on_silence.pop(leg.give_up, None)
                 self._workers.remove(worker)
@@ -218,6 +222,8 @@ class AttemptRun:
         """
         if self._decode_call is not None:
             self._decode_call.cancel()
+        for leg in self._legs:
+            leg.fenced = self.failure is not None
         try:
             if patience_s > 0:
                 async with asyncio.timeout(patience_s):

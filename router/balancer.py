@@ -26,7 +26,7 @@ from router.cost_model import (
     WorkerView,
     coefficients_of,
     decode_queue_s,
-    link_speed,
+    handover_speed,
     missing_bytes,
     prefill_harm_s,
     prefill_queue_s,
@@ -179,7 +179,7 @@ def _writer(
 
 def _split(reader: _Reader, writer: _Writer) -> _Scored:
     reading = reader.reading
-    fixed_s, bytes_per_s = link_speed(writer.view, reader.view.record.worker_id, writer.speed)
+    fixed_s, bytes_per_s = handover_speed(writer.view, reader.view.record.worker_id, writer.speed)
     exposed_s = fixed_s + max(0.0, writer.missing_bytes / bytes_per_s - reading.prefill_s)
     read_s = reader.queue_s + reading.fetch_s + reading.prefill_s
     total_s = read_s + exposed_s + writer.queue_s + writer.step_s + writer.stream_harm_s

@@ -61,6 +61,7 @@ class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
             live_requests=overview.admission.live,
             queued_requests=overview.admission.queued,
             directory_url=overview.directory_url,
+            late_tokens=overview.history.late_tokens,
         )
 
     async def GetPlacement(  # noqa: N802  # the name in the .proto

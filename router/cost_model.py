@@ -5,7 +5,7 @@ its imports). One that has not measured yet is assumed to be like the others: fi
 then the configured prior.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cluster_core.identity import Role, WorkerId
@@ -35,6 +35,8 @@ class WorkerView:
     assigned: Assigned = NOTHING_ASSIGNED
     links: Mapping[WorkerId, tuple[float, float]] = field(default_factory=dict)
     """What it knows of the way from other workers to itself, by their ids; see `link_speed`."""
+    rounding_links: Mapping[WorkerId, tuple[float, float]] = field(default_factory=dict)
+    """The same of hand-overs over those links on which blocks are rounded; see `handover_speed`."""
 
     @property
     def queued_tokens(self) -> int:
@@ -102,14 +104,16 @@ def _learned(
     views: Sequence[WorkerView], read: Callable[[WorkerLoad], float], prior: float
 ) -> Callable[[WorkerView], float]:
     """Return how to get a view's coefficient: its own, else its role's mean, else anyone's, else the prior."""
-    anyone = _mean((read(view.load) for view in views), prior)
-    of_role = {role: _mean((read(view.load) for view in views if view.record.role is role), anyone) for role in Role}
-    return lambda view: read(view.load) or of_role[view.record.role]
+    known = [(view.record.role, value) for view in views if (value := read(view.load)) > 0]
+    guesses: dict[Role, float] = {}
 
+    def guess(role: Role) -> float:
+        if role not in guesses:
+            values = [value for its_role, value in known if its_role is role] or [value for _, value in known]
+            guesses[role] = sum(values) / len(values) if values else prior
+        return guesses[role]
 
-def _mean(values: Iterable[float], otherwise: float) -> float:
-    known = [value for value in values if value > 0]
-    return sum(known) / len(known) if known else otherwise
+    return lambda view: read(view.load) or (guess(view.record.role) if known else prior)
 
 
 def cached_tokens(size: RequestSize, view: WorkerView) -> int:
@@ -145,6 +149,14 @@ def link_speed(importer: WorkerView, exporter: WorkerId, otherwise: Coefficients
     assumed to be like the worker's others, whose mean is in ``otherwise`` (the importer's coefficients).
     """
     return importer.links.get(exporter) or (otherwise.transfer_fixed_s, otherwise.transfer_bytes_per_s)
+
+
+def handover_speed(importer: WorkerView, exporter: WorkerId, otherwise: Coefficients) -> tuple[float, float]:
+    """Return as `link_speed` what a hand-over takes, for bytes of blocks: fewer may travel, but rounding takes time.
+
+    A fetch brings exact blocks always: its speed is the link's own.
+    """
+    return importer.rounding_links.get(exporter) or link_speed(importer, exporter, otherwise)
 
 
 def missing_bytes(size: RequestSize, view: WorkerView) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cluster_core.identity import Attempt, RequestId, WorkerId
-from router.cost_model import Assigned
+from router.cost_model import NOTHING_ASSIGNED, Assigned
 
 ARRIVAL_S = 0.05
 """A report that comes so long after an assignment was made knows of it."""
@@ -80,7 +80,7 @@ class Ledger:
         """Return what must be added to the worker's last report; parts may be negative."""
         sums = self._sums.get(worker)
         if sums is None:
-            return Assigned()
+            return NOTHING_ASSIGNED
         return Assigned(prefill_tokens=sums.prefill_tokens, streams=sums.streams, blocks=sums.blocks)
 
     def forget(self, worker: WorkerId) -> None:

@@ -48,6 +48,8 @@ class Leg:
         """Whether the worker has ended the stream. A prefill worker does when nothing is on offer any more."""
         self.kept_blocks = 0
         """What a decode worker says it has kept of a hand-over that failed: leading full blocks of the prompt."""
+        self.fenced = False
+        """Whether its attempt has failed, or another leg has its place: tokens that it still sends are late."""
         self._call = call
         self._mailbox = mailbox
         self._task = asyncio.get_running_loop().create_task(self._read(), name=f"{role.value} leg")
@@ -88,6 +90,14 @@ class Leg:
             ended = LegEnded(error=WorkerLost(f"the connection to {self.record.worker_id} was closed"), answered=False)
         self.over = True
         self._mailbox.send_last((self, ended))
+
+    def late_tokens(self, event: Event) -> int:
+        """Return how many tokens of ``event`` nobody wants any more."""
+        if not self.fenced or isinstance(event, LegEnded):
+            return 0
+        if isinstance(event, worker_pb2.PrefillEvent):
+            return int(event.HasField("first_token"))
+        return len(event.tokens.token_ids)
 
     def _note(self, event: worker_pb2.PrefillEvent | worker_pb2.DecodeEvent) -> None:
         """Remember what must be known even if nobody reads the mailbox any more."""

@@ -68,6 +68,8 @@ class Worker:
     load: WorkerLoad = field(default_factory=WorkerLoad)
     links: Mapping[WorkerId, tuple[float, float]] = field(default_factory=dict)
     """What it knows of the ways from others to itself (see `router.cost_model.link_speed`)."""
+    rounding_links: Mapping[WorkerId, tuple[float, float]] = field(default_factory=dict)
+    """The same of hand-overs whose blocks are rounded (see `router.cost_model.handover_speed`)."""
     alive: bool = False
     told_to_drain: bool = False
     listed: bool = True
@@ -239,6 +241,9 @@ class Membership:
         before = worker.state
         worker.status, worker.load, worker.alive = status, load, True
         worker.links = {link.peer: (link.fixed_s, link.bytes_per_s) for link in load.links if link.bytes_per_s > 0}
+        worker.rounding_links = {
+            link.peer: (link.fixed_s, link.rounded_bytes_per_s) for link in load.links if link.rounded_bytes_per_s > 0
+        }
         self._ledger.reported(worker_id)
         if worker.state != before:
             logger.info("%s is %s", worker_id, worker.state)
@@ -307,6 +312,7 @@ class Membership:
             load=worker.load,
             assigned=self._ledger.assigned(worker.record.worker_id),
             links=worker.links,
+            rounding_links=worker.rounding_links,
         )
 
     def _notify(self) -> None:

@@ -44,6 +44,9 @@ class PlacementHistory:
     """The last ``kept`` requests by id."""
 
     def __init__(self, kept: int) -> None:
+        self.late_tokens = 0
+        """Tokens of all requests that were read from legs whose attempt had failed, or which others had replaced: they
+        are dropped. Most such tokens never get here: a leg's call is cancelled, and what it carries ends with it."""
         self._kept = kept
         self._records: OrderedDict[RequestId, PlacementRecord] = OrderedDict()
 

@@ -87,12 +87,12 @@ class RequestPreparer:
         prompt_field, prompt = self._prompt(request)
         seed = params.seed if params.HasField("seed") else new_seed()
         max_tokens = self._max_tokens(params, prompt_field, len(prompt))
-        where = "sampling_params.min_tokens"
-        reason = f"is {params.min_tokens}: must be at most max_tokens, {max_tokens}"
-        require(params.min_tokens <= max_tokens, where, reason)
-        forced = len(sampling.forced_token_ids)
-        reason = f"has {forced} ids: at most max_tokens, {max_tokens}, can be written"
-        require(forced <= max_tokens, "sampling_params.forced_token_ids", reason)
+        if params.min_tokens > max_tokens:
+            reason = f"is {params.min_tokens}: must be at most max_tokens, {max_tokens}"
+            field_checks.refuse("sampling_params.min_tokens", reason)
+        if len(sampling.forced_token_ids) > max_tokens:
+            reason = f"has {len(sampling.forced_token_ids)} ids: at most max_tokens, {max_tokens}, can be written"
+            field_checks.refuse("sampling_params.forced_token_ids", reason)
         return PreparedRequest(
             request_id=request_id,
             prompt_token_ids=prompt,

@@ -161,9 +161,10 @@ class RequestFlow:
         run = AttemptRun(attempt, choices, placed, record, self._mailbox)
         self._runs.append(run)
         self._parts.placer.assign(placed, self._key(run), len(prompt), len(choices))
-        sampling = replace(choices[0].sampling, max_tokens=log.remaining)
-        if self._prompt_told.complete:
-            sampling = replace(sampling, prompt_logprobs=None)
+        sampling = choices[0].sampling
+        told = None if self._prompt_told.complete else sampling.prompt_logprobs
+        if (log.remaining, told) != (sampling.max_tokens, sampling.prompt_logprobs):
+            sampling = replace(sampling, max_tokens=log.remaining, prompt_logprobs=told)
         order = WorkOrder(
             request_id=self._key(run)[0],
             attempt=attempt,
@@ -298,6 +299,7 @@ class RequestFlow:
         for leg, event in mails:
             run = next((run for run in self._runs if run.owns(leg)), None)
             if run is None:
+                self._parts.history.late_tokens += leg.late_tokens(event)
                 continue
             try:
                 self._take_one(run, leg, event)

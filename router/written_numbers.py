@@ -3,7 +3,10 @@
 import math
 import struct
 
-from cluster_rpc.field_checks import require
+from cluster_rpc.field_checks import refuse, require
+
+EXACT = 1e6
+"""Whole numbers below this are written in at most six digits: they arrive as they were sent."""
 
 
 def written_number(value: float) -> float:
@@ -11,7 +14,7 @@ def written_number(value: float) -> float:
 
     It is the shortest decimal that the same 32 bits stand for, so no request means anything else by it.
     """
-    if not math.isfinite(value):
+    if not math.isfinite(value) or (value.is_integer() and abs(value) < EXACT):
         return value
     candidates = (float(f"{value:.{digits}g}") for digits in range(6, 10))
     return next((number for number in candidates if _float32(number) == value), value)
@@ -20,15 +23,16 @@ def written_number(value: float) -> float:
 def number_between(value: float, lowest: float, highest: float, field: str, meaning: str = "") -> float:
     """Return a number of ``lowest`` to ``highest``; ``meaning`` is added to the refusal of any other."""
     number = written_number(value)
-    require(lowest <= number <= highest, field, f"is {number}: must be {lowest:g} to {highest:g}{meaning}")
+    if not lowest <= number <= highest:
+        refuse(field, f"is {number}: must be {lowest:g} to {highest:g}{meaning}")
     return number
 
 
 def number_above_zero(value: float, highest: float, field: str) -> float:
     """Return a number above 0 and at most ``highest``; 0 means that none is given, which means 1."""
     number = written_number(value)
-    reason = f"is {number}: must be above 0 and at most {highest:g} (unset means 1)"
-    require(0 <= number <= highest, field, reason)
+    if not 0 <= number <= highest:
+        refuse(field, f"is {number}: must be above 0 and at most {highest:g} (unset means 1)")
     return number or 1.0
 
 

@@ -9,6 +9,7 @@ it one message later, if at all, and then cancels its task.
 import asyncio
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import grpc
@@ -217,13 +218,7 @@ class Channel:
             call.cancel()
 
     def _method(self, path: str, serialize: Serialize, parse: Parse, streams: tuple[bool, bool]) -> Callable[..., Call]:
-        method = Method(
-            path=path.rpartition("/")[2],
-            serialize=serialize,
-            parse=parse,
-            request_streaming=streams[0],
-            response_streaming=streams[1],
-        )
+        method = _method_of(path, serialize, parse, streams)
 
         def start(request: Any = None, timeout: float | None = None) -> Call:
             if self._closed:
@@ -235,3 +230,14 @@ class Channel:
             return call
 
         return start
+
+
+@cache
+def _method_of(path: str, serialize: Serialize, parse: Parse, streams: tuple[bool, bool]) -> Method:
+    return Method(
+        path=path.rpartition("/")[2],
+        serialize=serialize,
+        parse=parse,
+        request_streaming=streams[0],
+        response_streaming=streams[1],
+    )

@@ -112,11 +112,12 @@ class Damage:
             return [message]
         self.done = True
         if self.kind is Corruption.NOT_NAMED:
-            return [BlocksSealed(blocks=tuple(block for block in message.blocks if block.position != self.victim))]
+            named = tuple(block for block in message.blocks if block.position != self.victim)
+            return [replace(message, blocks=named)]
         wrong = tuple(self._named(block) if block.position == self.victim else block for block in message.blocks)
         if self.kind is Corruption.NAMED_TWICE:
-            return [message, BlocksSealed(blocks=wrong)]
-        return [BlocksSealed(blocks=wrong)]
+            return [replace(message, finished=None), replace(message, blocks=wrong)]
+        return [replace(message, blocks=wrong)]
 
     def _named(self, block: BlockReference) -> BlockReference:
         draw, digest = self._draw, block.digest
@@ -182,7 +183,7 @@ class CorruptingPeer:
 
 
 class CorruptingStream:
-    """A hand-over's stream. See `kv_transfer.importer.HandoffChannel`."""
+    """A hand-over's stream. See `kv_transfer.import_job.HandoffChannel`."""
 
     def __init__(self, exporter: Exporter, damage: Damage | None) -> None:
         self._damage = damage

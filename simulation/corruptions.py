@@ -24,7 +24,8 @@ from cluster_core.layout import KvLayout
 from inference_engine.block_pool import BlockPool
 from kv_transfer.export_memory import SealedBlock
 from kv_transfer.exporter import Export, Exporter
-from kv_transfer.importer import Importer, ImportJob
+from kv_transfer.import_job import ImportJob
+from kv_transfer.importer import Importer
 from kv_transfer.loopback_transport import LoopbackNetwork, LoopbackTransport
 from kv_transfer.settings import TransferSettings
 from simulation.corrupting import AT_SOURCE, CorruptingStream, CorruptingTransport, Corruption, Damage

@@ -108,7 +108,7 @@ class DirectoryClient:
 
     def _out_of_reach(self) -> bool:
         server = self._server
-        return server.away or server.network.is_cut(self._host, server.host)
+        return server.away or (server.network.disturbed and server.network.is_cut(self._host, server.host))
 
     async def _fail(self) -> None:
         await asyncio.sleep(self._server.call_timeout_s)

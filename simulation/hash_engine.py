@@ -91,11 +91,11 @@ class HashEngine:
         content, table = self.memory.content, part.block_table
         position = part.start
         before = bytes(content[(at := _slot(table, position - 1)) : at + KV_BYTES]) if position else b"start"
-        for token_id in part.token_ids:
+        for place, token_id in enumerate(part.token_ids, position):
             before = xxh3_64_digest(before + _TOKENS[token_id])
-            at = _slot(table, position)
+            at = (table[place // BLOCK_TOKENS] * BLOCK_TOKENS + place % BLOCK_TOKENS) * KV_BYTES  # `_slot`
             content[at : at + KV_BYTES] = before
-            position += 1
+        position += len(part.token_ids)
         draw = part.draw
         if draw is None:
             return _NOTHING_DRAWN

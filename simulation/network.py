@@ -93,6 +93,11 @@ class Network:
         loop.at(moment_s, target, callback, args)
         return moment_s
 
+    @property
+    def disturbed(self) -> bool:
+        """Whether any path has ever been cut or slow: while none has, none need be looked up."""
+        return bool(self._paths)
+
     def is_cut(self, source: Host, target: Host) -> bool:
         """Say whether messages from ``source`` wait."""
         path = self._paths.get((source.name, target.name))

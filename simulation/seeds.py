@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 
-from simulation.run import Outcome, run_scenario
+from simulation.run import Outcome, run_scenario, undisturbed
 from simulation.scenario import draw_scenario
 
 BATCH = 50
@@ -50,18 +50,23 @@ class Totals:
 def run_seeds(first: int, count: int) -> Totals:
     """Run ``count`` seeds from ``first`` on, here."""
     totals = Totals()
-    for seed in range(first, first + count):
-        outcome = _checked(seed, totals)
-        totals.seeds += 1
-        totals.requests += outcome.requests
-        totals.succeeded += outcome.succeeded
-        totals.disturbed_blocks += outcome.disturbed_blocks
-        totals.fetched_blocks += outcome.fetched_blocks
-        totals.virtual_s += outcome.virtual_s
-        if outcome.violations:
-            totals.failures.append((seed, outcome.violations[0]))
+    with undisturbed():
+        for seed in range(first, first + count):
+            _count(seed, totals)
     gc.collect()
     return totals
+
+
+def _count(seed: int, totals: Totals) -> None:
+    outcome = _checked(seed, totals)
+    totals.seeds += 1
+    totals.requests += outcome.requests
+    totals.succeeded += outcome.succeeded
+    totals.disturbed_blocks += outcome.disturbed_blocks
+    totals.fetched_blocks += outcome.fetched_blocks
+    totals.virtual_s += outcome.virtual_s
+    if outcome.violations:
+        totals.failures.append((seed, outcome.violations[0]))
 
 
 def run_until(enough: Callable[[Totals], bool], next_batch: Iterator[tuple[int, int]], jobs: int) -> Iterator[Totals]:

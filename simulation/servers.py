@@ -50,7 +50,10 @@ class Server:
         self.network = network
         self.host = host
         self.address = address
-        self._handlers: dict[str, Any] = {}
+        self._handlers: dict[str, tuple[str, Any]] = {}
+        """The service and the unguarded handler of each method."""
+        self._guarded: dict[str, Any] = {}
+        """Those that have been called, behind the real call guard."""
         self._guard = CallGuard()
 
     def add(self, registration: tuple[str, Callable[[Any, Any], None]], servicer: object) -> None:
@@ -70,19 +73,27 @@ class Server:
         """Do nothing: generated code calls the next method with the same handlers."""
 
     def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
-        """Take the methods of a servicer, each behind the real call guard."""
+        """Take the methods of a servicer."""
         for name, handler in handlers.items():
-            details: Any = _Details(service)
-            self._handlers[name] = _run_at_once(self._guard.intercept_service(_constant(handler), details))
+            self._handlers[name] = service, handler
 
     def accept(self, call: Call) -> None:
         """Begin to serve a call that has arrived."""
-        handler = self._handlers.get(call.method.path)
+        handler = self._guarded.get(call.method.path) or self._guard_method(call.method.path)
         if handler is None:
             call.responses.send(Status(grpc.StatusCode.UNIMPLEMENTED, "Method not found!"))
             call.over_at_server()
         elif not call.responses.closed:
             call.serving = self.network.loop.create_task(self._serve(handler, call), name=f"serve {call.method.path}")
+
+    def _guard_method(self, name: str) -> Any:
+        """Return a method's handler behind the real call guard; None where nobody serves it."""
+        if name not in self._handlers:
+            return None
+        service, handler = self._handlers[name]
+        details: Any = _Details(service)
+        guarded = self._guarded[name] = _run_at_once(self._guard.intercept_service(_constant(handler), details))
+        return guarded
 
     async def _serve(self, handler: Any, call: Call) -> None:
         context = CallContext(call, handler.response_serializer)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context, ContextVar, copy_context
 from functools import partial
 from heapq import heappop, heappush
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 MOST_CALLBACKS = 400_000
 """A run that takes more is going round in circles."""
@@ -44,7 +44,7 @@ class Host:
         self.runs = True
         """False while it is paused, and for ever after a crash."""
         self.alive = True
-        self.held: list[_Handle] = []
+        self.held: list[_Due] = []
         """What became due while it was paused, or after its death."""
         self.tasks: list[asyncio.Task[Any]] = []
         """Every task that was ever started: kept, so that a dead host's are not collected in the middle of a run."""
@@ -59,8 +59,12 @@ class Host:
 CURRENT: ContextVar[Host] = ContextVar("host")
 
 
+_Due: TypeAlias = "tuple[Any, tuple[Any, ...], Context] | _Handle"
+"""A callback that is due, or will be: callback, arguments, context."""
+
+
 class _Handle(list[Any]):
-    """A callback that is due, or will be: callback, arguments, context, host. A list, which is made without a call."""
+    """One that somebody may cancel. A list, which is made without a call."""
 
     def cancel(self) -> None:
         self[0] = None
@@ -83,8 +87,10 @@ class VirtualLoop:
         """Outside of all machines: whoever watches and disturbs them."""
         self.callbacks = 0
         self._on_error = on_error
-        self._ready: deque[_Handle] = deque()
-        self._timers: list[tuple[float, int, _Handle]] = []
+        self._ready: deque[_Due] = deque()
+        self._timers: list[tuple[float, int, _Due]] = []
+        self._halted = 0
+        """How many hosts are paused or dead. While there is none, no callback need be asked whose it is."""
         self._numbers = itertools.count()
         self._closed = self._stopped = False
         self._as_asyncio = cast("asyncio.AbstractEventLoop", self)
@@ -128,10 +134,11 @@ class VirtualLoop:
         return task
 
     def call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> Any:
-        """Run a callback after those that are due."""
-        if context is None:
-            context = copy_context()
-        handle = _Handle((callback, args, context, context[CURRENT]))
+        """Run a callback after those that are due. A future or a task, which names a context, gets no handle."""
+        if context is not None:
+            self._ready.append((callback, args, context))
+            return None
+        handle = _Handle((callback, args, copy_context()))
         self._ready.append(handle)
         return handle
 
@@ -143,9 +150,9 @@ class VirtualLoop:
         """Run a callback in ``delay`` seconds of the current host's clock."""
         if context is None:
             context = copy_context()
-        host = context[CURRENT]
-        handle = _Handle((callback, args, context, host))
-        heappush(self._timers, (self.now + max(0.0, delay) / host.speed, next(self._numbers), handle))
+        handle = _Handle((callback, args, context))
+        moment = self.now + delay / context[CURRENT].speed if delay > 0.0 else self.now
+        heappush(self._timers, (moment, next(self._numbers), handle))
         return handle
 
     def call_at(self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None) -> Any:
@@ -154,8 +161,8 @@ class VirtualLoop:
             context = copy_context()
         host = context[CURRENT]
         moment = (when - host.offset_s) / host.speed
-        handle = _Handle((callback, args, context, host))
-        heappush(self._timers, (max(moment, self.now), next(self._numbers), handle))
+        handle = _Handle((callback, args, context))
+        heappush(self._timers, (moment if moment > self.now else self.now, next(self._numbers), handle))  # noqa: FURB136  # a call less
         return handle
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
@@ -172,8 +179,7 @@ class VirtualLoop:
 
     def at(self, moment_s: float, host: Host, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
         """Run a callback on ``host`` at the true time ``moment_s``, which has not passed."""
-        handle = _Handle((callback, args, host.context, host))
-        heappush(self._timers, (moment_s, next(self._numbers), handle))
+        heappush(self._timers, (moment_s, next(self._numbers), (callback, args, host.context)))
 
     def stop(self) -> None:
         """Let `run` return after this callback's moment."""
@@ -181,17 +187,20 @@ class VirtualLoop:
 
     def pause(self, host: Host) -> None:
         """Let nothing run on a host until `resume`."""
+        self._halted += host.runs
         host.runs = False
 
     def resume(self, host: Host) -> None:
         """Let a paused host go on: what has become due runs now."""
         if host.alive:
+            self._halted -= not host.runs
             host.runs = True
             self._ready.extend(host.held)
             host.held.clear()
 
     def kill(self, host: Host) -> None:
         """Let nothing run on a host any more."""
+        self._halted += host.runs
         host.alive = host.runs = False
 
     def demolish(self, hosts: list[Host]) -> None:
@@ -243,12 +252,12 @@ class VirtualLoop:
         count = 0
         try:
             while ready:
-                handle = ready.popleft()
-                callback, args, context, host = handle
+                due = ready.popleft()
+                callback, args, context = due
                 if callback is None:
                     continue
-                if not host.runs:
-                    host.held.append(handle)
+                if self._halted and not (host := context[CURRENT]).runs:
+                    host.held.append(due)
                     continue
                 count += 1
                 if count > most:

@@ -33,7 +33,8 @@ from inference_engine.engine_loop import EngineLoop
 from inference_engine.watched_holds import WatchedHolds
 from kv_transfer.exporter import Exporter
 from kv_transfer.fetcher import Fetcher
-from kv_transfer.importer import Imported, Importer, ImportJob
+from kv_transfer.import_job import Imported, ImportJob
+from kv_transfer.importer import Importer
 from kv_transfer.settings import TransferSettings
 from prefill_worker.scheduler import PrefillScheduler
 from prefill_worker.scheduler import SchedulerParts as PrefillSchedulerParts

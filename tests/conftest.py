@@ -3,22 +3,20 @@
 import pytest
 from hypothesis import settings
 
+from tests.distribution import ByUnit, rank_of
+
 # Property tests run the same examples every time, however slow the machine is.
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
 
-# Modules whose fixtures start processes that are dear: all their tests run in one worker of pytest-xdist, one by one.
-ONE_WORKER = (
-    "tests/end_to_end/",
-    "tests/failure_grid/",
-    "tests/decode_worker/test_processes.py",
-    "tests/cluster_launcher/test_ray_cluster.py",
-)
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put first what takes long."""
+    items.sort(key=lambda item: rank_of(item.nodeid))
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep together what shares processes."""
-    for item in items:
-        path = item.path.relative_to(config.rootpath).as_posix()
-        if path.startswith(ONE_WORKER):
-            item.add_marker(pytest.mark.xdist_group("processes"))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByUnit:
+    """Share the tests among the workers of pytest-xdist as `distribution` says, whatever --dist does."""
+    config.option.loadscopereorder = False  # units begin in the order in which the tests were collected
+    return ByUnit(config, log)

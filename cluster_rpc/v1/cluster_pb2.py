@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from cluster_rpc.v1 import worker_pb2 as cluster__rpc_dot_v1_dot_worker__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63luster_rpc/v1/cluster.proto\x12\x0e\x63luster_rpc.v1\x1a\x1b\x63luster_rpc/v1/worker.proto\"\x14\n\x12ListWorkersRequest\"\xa6\x01\n\x13ListWorkersResponse\x12+\n\x07workers\x18\x01 \x03(\x0b\x32\x1a.cluster_rpc.v1.WorkerInfo\x12\x0c\n\x04mode\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x15\n\rlive_requests\x18\x04 \x01(\r\x12\x17\n\x0fqueued_requests\x18\x05 \x01(\r\x12\x15\n\rdirectory_url\x18\x06 \x01(\t\"\xc6\x01\n\nWorkerInfo\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\"\n\x04role\x18\x03 \x01(\x0e\x32\x14.cluster_rpc.v1.Role\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x11\n\ttransport\x18\x05 \x01(\t\x12\r\n\x05state\x18\x06 \x01(\t\x12,\n\x06status\x18\x07 \x01(\x0b\x32\x1c.cluster_rpc.v1.WorkerStatus\x12\x0b\n\x03pid\x18\x08 \x01(\r\")\n\x13GetPlacementRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"U\n\x14GetPlacementResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12)\n\x08\x61ttempts\x18\x02 \x03(\x0b\x32\x17.cluster_rpc.v1.Attempt\"\xf7\x02\n\x07\x41ttempt\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\r\x12\x32\n\x06\x63hosen\x18\x02 \x01(\x0b\x32\".cluster_rpc.v1.PlacementCandidate\x12\x36\n\ncandidates\x18\x03 \x03(\x0b\x32\".cluster_rpc.v1.PlacementCandidate\x12\x0f\n\x07outcome\x18\x04 \x01(\t\x12.\n\x07handoff\x18\x05 \x01(\x0b\x32\x1d.cluster_rpc.v1.HandoffReport\x12#\n\x05spans\x18\x06 \x03(\x0b\x32\x14.cluster_rpc.v1.Span\x12\x0c\n\x04rung\x18\x07 \x01(\t\x12\x16\n\x0ekept_of_failed\x18\x08 \x01(\r\x12\x0c\n\x04link\x18\t \x01(\t\x12\x14\n\x0coverlapped_s\x18\n \x01(\x01\x12\x13\n\x0b\x62ytes_per_s\x18\x0b \x01(\x01\x12*\n\x05\x66\x65tch\x18\x0c \x01(\x0b\x32\x1b.cluster_rpc.v1.FetchReport\"\xe2\x01\n\x12PlacementCandidate\x12\x16\n\x0eprefill_worker\x18\x01 \x01(\t\x12\x15\n\rdecode_worker\x18\x02 \x01(\t\x12\x0f\n\x07total_s\x18\x03 \x01(\x01\x12#\n\x05terms\x18\x04 \x03(\x0b\x32\x14.cluster_rpc.v1.Term\x12\x1d\n\x15prefill_cached_tokens\x18\x05 \x01(\r\x12\x1c\n\x14\x64\x65\x63ode_cached_tokens\x18\x06 \x01(\r\x12\x14\n\x0c\x66\x65tch_worker\x18\x07 \x01(\t\x12\x14\n\x0c\x66\x65tch_blocks\x18\x08 \x01(\r\"%\n\x04Term\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\"4\n\x04Span\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07start_s\x18\x02 \x01(\x01\x12\r\n\x05\x65nd_s\x18\x03 \x01(\x01\"2\n\x0fSetPoolsRequest\x12\x0f\n\x07prefill\x18\x01 \x01(\r\x12\x0e\n\x06\x64\x65\x63ode\x18\x02 \x01(\r\"3\n\x10SetPoolsResponse\x12\x0f\n\x07prefill\x18\x01 \x01(\r\x12\x0e\n\x06\x64\x65\x63ode\x18\x02 \x01(\r\"!\n\x0c\x44rainRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\"\x1e\n\rDrainResponse\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\x32\xd8\x02\n\x0e\x43lusterService\x12V\n\x0bListWorkers\x12\".cluster_rpc.v1.ListWorkersRequest\x1a#.cluster_rpc.v1.ListWorkersResponse\x12Y\n\x0cGetPlacement\x12#.cluster_rpc.v1.GetPlacementRequest\x1a$.cluster_rpc.v1.GetPlacementResponse\x12M\n\x08SetPools\x12\x1f.cluster_rpc.v1.SetPoolsRequest\x1a .cluster_rpc.v1.SetPoolsResponse\x12\x44\n\x05\x44rain\x12\x1c.cluster_rpc.v1.DrainRequest\x1a\x1d.cluster_rpc.v1.DrainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63luster_rpc/v1/cluster.proto\x12\x0e\x63luster_rpc.v1\x1a\x1b\x63luster_rpc/v1/worker.proto\"\x14\n\x12ListWorkersRequest\"\xbb\x01\n\x13ListWorkersResponse\x12+\n\x07workers\x18\x01 \x03(\x0b\x32\x1a.cluster_rpc.v1.WorkerInfo\x12\x0c\n\x04mode\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x15\n\rlive_requests\x18\x04 \x01(\r\x12\x17\n\x0fqueued_requests\x18\x05 \x01(\r\x12\x15\n\rdirectory_url\x18\x06 \x01(\t\x12\x13\n\x0blate_tokens\x18\x07 \x01(\x04\"\xc6\x01\n\nWorkerInfo\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\"\n\x04role\x18\x03 \x01(\x0e\x32\x14.cluster_rpc.v1.Role\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x11\n\ttransport\x18\x05 \x01(\t\x12\r\n\x05state\x18\x06 \x01(\t\x12,\n\x06status\x18\x07 \x01(\x0b\x32\x1c.cluster_rpc.v1.WorkerStatus\x12\x0b\n\x03pid\x18\x08 \x01(\r\")\n\x13GetPlacementRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"U\n\x14GetPlacementResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12)\n\x08\x61ttempts\x18\x02 \x03(\x0b\x32\x17.cluster_rpc.v1.Attempt\"\xf7\x02\n\x07\x41ttempt\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\r\x12\x32\n\x06\x63hosen\x18\x02 \x01(\x0b\x32\".cluster_rpc.v1.PlacementCandidate\x12\x36\n\ncandidates\x18\x03 \x03(\x0b\x32\".cluster_rpc.v1.PlacementCandidate\x12\x0f\n\x07outcome\x18\x04 \x01(\t\x12.\n\x07handoff\x18\x05 \x01(\x0b\x32\x1d.cluster_rpc.v1.HandoffReport\x12#\n\x05spans\x18\x06 \x03(\x0b\x32\x14.cluster_rpc.v1.Span\x12\x0c\n\x04rung\x18\x07 \x01(\t\x12\x16\n\x0ekept_of_failed\x18\x08 \x01(\r\x12\x0c\n\x04link\x18\t \x01(\t\x12\x14\n\x0coverlapped_s\x18\n \x01(\x01\x12\x13\n\x0b\x62ytes_per_s\x18\x0b \x01(\x01\x12*\n\x05\x66\x65tch\x18\x0c \x01(\x0b\x32\x1b.cluster_rpc.v1.FetchReport\"\xe2\x01\n\x12PlacementCandidate\x12\x16\n\x0eprefill_worker\x18\x01 \x01(\t\x12\x15\n\rdecode_worker\x18\x02 \x01(\t\x12\x0f\n\x07total_s\x18\x03 \x01(\x01\x12#\n\x05terms\x18\x04 \x03(\x0b\x32\x14.cluster_rpc.v1.Term\x12\x1d\n\x15prefill_cached_tokens\x18\x05 \x01(\r\x12\x1c\n\x14\x64\x65\x63ode_cached_tokens\x18\x06 \x01(\r\x12\x14\n\x0c\x66\x65tch_worker\x18\x07 \x01(\t\x12\x14\n\x0c\x66\x65tch_blocks\x18\x08 \x01(\r\"%\n\x04Term\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\"4\n\x04Span\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07start_s\x18\x02 \x01(\x01\x12\r\n\x05\x65nd_s\x18\x03 \x01(\x01\"2\n\x0fSetPoolsRequest\x12\x0f\n\x07prefill\x18\x01 \x01(\r\x12\x0e\n\x06\x64\x65\x63ode\x18\x02 \x01(\r\"3\n\x10SetPoolsResponse\x12\x0f\n\x07prefill\x18\x01 \x01(\r\x12\x0e\n\x06\x64\x65\x63ode\x18\x02 \x01(\r\"!\n\x0c\x44rainRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\"\x1e\n\rDrainResponse\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\x32\xd8\x02\n\x0e\x43lusterService\x12V\n\x0bListWorkers\x12\".cluster_rpc.v1.ListWorkersRequest\x1a#.cluster_rpc.v1.ListWorkersResponse\x12Y\n\x0cGetPlacement\x12#.cluster_rpc.v1.GetPlacementRequest\x1a$.cluster_rpc.v1.GetPlacementResponse\x12M\n\x08SetPools\x12\x1f.cluster_rpc.v1.SetPoolsRequest\x1a .cluster_rpc.v1.SetPoolsResponse\x12\x44\n\x05\x44rain\x12\x1c.cluster_rpc.v1.DrainRequest\x1a\x1d.cluster_rpc.v1.DrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,29 +35,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTWORKERSREQUEST']._serialized_start=77
   _globals['_LISTWORKERSREQUEST']._serialized_end=97
   _globals['_LISTWORKERSRESPONSE']._serialized_start=100
-  _globals['_LISTWORKERSRESPONSE']._serialized_end=266
-  _globals['_WORKERINFO']._serialized_start=269
-  _globals['_WORKERINFO']._serialized_end=467
-  _globals['_GETPLACEMENTREQUEST']._serialized_start=469
-  _globals['_GETPLACEMENTREQUEST']._serialized_end=510
-  _globals['_GETPLACEMENTRESPONSE']._serialized_start=512
-  _globals['_GETPLACEMENTRESPONSE']._serialized_end=597
-  _globals['_ATTEMPT']._serialized_start=600
-  _globals['_ATTEMPT']._serialized_end=975
-  _globals['_PLACEMENTCANDIDATE']._serialized_start=978
-  _globals['_PLACEMENTCANDIDATE']._serialized_end=1204
-  _globals['_TERM']._serialized_start=1206
-  _globals['_TERM']._serialized_end=1243
-  _globals['_SPAN']._serialized_start=1245
-  _globals['_SPAN']._serialized_end=1297
-  _globals['_SETPOOLSREQUEST']._serialized_start=1299
-  _globals['_SETPOOLSREQUEST']._serialized_end=1349
-  _globals['_SETPOOLSRESPONSE']._serialized_start=1351
-  _globals['_SETPOOLSRESPONSE']._serialized_end=1402
-  _globals['_DRAINREQUEST']._serialized_start=1404
-  _globals['_DRAINREQUEST']._serialized_end=1437
-  _globals['_DRAINRESPONSE']._serialized_start=1439
-  _globals['_DRAINRESPONSE']._serialized_end=1469
-  _globals['_CLUSTERSERVICE']._serialized_start=1472
-  _globals['_CLUSTERSERVICE']._serialized_end=1816
+  _globals['_LISTWORKERSRESPONSE']._serialized_end=287
+  _globals['_WORKERINFO']._serialized_start=290
+  _globals['_WORKERINFO']._serialized_end=488
+  _globals['_GETPLACEMENTREQUEST']._serialized_start=490
+  _globals['_GETPLACEMENTREQUEST']._serialized_end=531
+  _globals['_GETPLACEMENTRESPONSE']._serialized_start=533
+  _globals['_GETPLACEMENTRESPONSE']._serialized_end=618
+  _globals['_ATTEMPT']._serialized_start=621
+  _globals['_ATTEMPT']._serialized_end=996
+  _globals['_PLACEMENTCANDIDATE']._serialized_start=999
+  _globals['_PLACEMENTCANDIDATE']._serialized_end=1225
+  _globals['_TERM']._serialized_start=1227
+  _globals['_TERM']._serialized_end=1264
+  _globals['_SPAN']._serialized_start=1266
+  _globals['_SPAN']._serialized_end=1318
+  _globals['_SETPOOLSREQUEST']._serialized_start=1320
+  _globals['_SETPOOLSREQUEST']._serialized_end=1370
+  _globals['_SETPOOLSRESPONSE']._serialized_start=1372
+  _globals['_SETPOOLSRESPONSE']._serialized_end=1423
+  _globals['_DRAINREQUEST']._serialized_start=1425
+  _globals['_DRAINREQUEST']._serialized_end=1458
+  _globals['_DRAINRESPONSE']._serialized_start=1460
+  _globals['_DRAINRESPONSE']._serialized_end=1490
+  _globals['_CLUSTERSERVICE']._serialized_start=1493
+  _globals['_CLUSTERSERVICE']._serialized_end=1837
 # @@protoc_insertion_point(module_scope)

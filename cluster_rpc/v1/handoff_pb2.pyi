@@ -103,10 +103,12 @@ class ExportOpened(_message.Message):
     def __init__(self, lease_s: _Optional[float] = ..., exporter_transport_address: _Optional[bytes] = ..., wire_format: _Optional[str] = ...) -> None: ...
 
 class BlocksSealed(_message.Message):
-    __slots__ = ("blocks",)
+    __slots__ = ("blocks", "finished")
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
     blocks: _containers.RepeatedCompositeFieldContainer[BlockReference]
-    def __init__(self, blocks: _Optional[_Iterable[_Union[BlockReference, _Mapping]]] = ...) -> None: ...
+    finished: ExportFinished
+    def __init__(self, blocks: _Optional[_Iterable[_Union[BlockReference, _Mapping]]] = ..., finished: _Optional[_Union[ExportFinished, _Mapping]] = ...) -> None: ...
 
 class ExportFinished(_message.Message):
     __slots__ = ("first_token_id", "fork_token_ids")

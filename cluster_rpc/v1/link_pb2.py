@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63luster_rpc/v1/link.proto\x12\x0e\x63luster_rpc.v1\"O\n\x14\x43\x61librateLinkRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\"\xc7\x03\n\nLinkReport\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x11\n\ttransport\x18\x03 \x01(\t\x12\x0c\n\x04lane\x18\x04 \x01(\t\x12\x15\n\rexpected_lane\x18\x05 \x01(\t\x12\x11\n\tsame_host\x18\x06 \x01(\x08\x12\x0e\n\x06\x63\x61ll_s\x18\x07 \x01(\x01\x12\x14\n\x0cround_trip_s\x18\x08 \x01(\x01\x12\x1c\n\x14small_in_bytes_per_s\x18\t \x01(\x01\x12\x1c\n\x14large_in_bytes_per_s\x18\n \x01(\x01\x12\x1d\n\x15small_out_bytes_per_s\x18\x0b \x01(\x01\x12\x1d\n\x15large_out_bytes_per_s\x18\x0c \x01(\x01\x12\x18\n\x10\x63opy_bytes_per_s\x18\r \x01(\x01\x12\x0f\n\x07\x66ixed_s\x18\x0e \x01(\x01\x12\x13\n\x0b\x62ytes_per_s\x18\x0f \x01(\x01\x12\x0f\n\x07imports\x18\x10 \x01(\x04\x12\x18\n\x10\x62locks_in_flight\x18\x11 \x01(\r\x12\x0f\n\x07warning\x18\x12 \x01(\t\x12\x0c\n\x04\x63ure\x18\x13 \x01(\t\x12\x10\n\x08measured\x18\x14 \x01(\r\x12\x0f\n\x07settled\x18\x15 \x01(\x08\"\xa3\x01\n\rProbeQuestion\x12+\n\x05hello\x18\x01 \x01(\x0b\x32\x1a.cluster_rpc.v1.ProbeHelloH\x00\x12*\n\x04send\x18\x02 \x01(\x0b\x32\x1a.cluster_rpc.v1.ProbeBurstH\x00\x12-\n\x07receive\x18\x03 \x01(\x0b\x32\x1a.cluster_rpc.v1.ProbeBurstH\x00\x42\n\n\x08question\"\x9c\x01\n\x0bProbeAnswer\x12+\n\x05hello\x18\x01 \x01(\x0b\x32\x1a.cluster_rpc.v1.ProbeHelloH\x00\x12+\n\x05ready\x18\x02 \x01(\x0b\x32\x1a.cluster_rpc.v1.ProbeReadyH\x00\x12)\n\x04took\x18\x03 \x01(\x0b\x32\x19.cluster_rpc.v1.ProbeTookH\x00\x42\x08\n\x06\x61nswer\"\x9b\x01\n\nProbeHello\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\r\n\x05meant\x18\x03 \x01(\x06\x12\x11\n\ttransport\x18\x04 \x01(\t\x12\x19\n\x11transport_address\x18\x05 \x01(\x0c\x12\x0c\n\x04host\x18\x06 \x01(\t\x12\x0c\n\x04\x63uda\x18\x07 \x01(\x08\x12\x0c\n\x04rdma\x18\x08 \x01(\x08\"?\n\nProbeBurst\x12\x0b\n\x03tag\x18\x01 \x01(\x06\x12\x15\n\rmessage_bytes\x18\x02 \x01(\r\x12\r\n\x05\x63ount\x18\x03 \x01(\r\"\x0c\n\nProbeReady\"\x1c\n\tProbeTook\x12\x0f\n\x07seconds\x18\x01 \x01(\x01\x32\xad\x01\n\x0bLinkService\x12Q\n\rCalibrateLink\x12$.cluster_rpc.v1.CalibrateLinkRequest\x1a\x1a.cluster_rpc.v1.LinkReport\x12K\n\tProbeLink\x12\x1d.cluster_rpc.v1.ProbeQuestion\x1a\x1b.cluster_rpc.v1.ProbeAnswer(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63luster_rpc/v1/link.proto\x12\x0e\x63luster_rpc.v1\"O\n\x14\x43\x61librateLinkRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\"\xe4\x03\n\nLinkReport\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x11\n\ttransport\x18\x03 \x01(\t\x12\x0c\n\x04lane\x18\x04 \x01(\t\x12\x15\n\rexpected_lane\x18\x05 \x01(\t\x12\x11\n\tsame_host\x18\x06 \x01(\x08\x12\x0e\n\x06\x63\x61ll_s\x18\x07 \x01(\x01\x12\x14\n\x0cround_trip_s\x18\x08 \x01(\x01\x12\x1c\n\x14small_in_bytes_per_s\x18\t \x01(\x01\x12\x1c\n\x14large_in_bytes_per_s\x18\n \x01(\x01\x12\x1d\n\x15small_out_bytes_per_s\x18\x0b \x01(\x01\x12\x1d\n\x15large_out_bytes_per_s\x18\x0c \x01(\x01\x12\x18\n\x10\x63opy_bytes_per_s\x18\r \x01(\x01\x12\x0f\n\x07\x66ixed_s\x18\x0e \x01(\x01\x12\x13\n\x0b\x62ytes_per_s\x18\x0f \x01(\x01\x12\x0f\n\x07imports\x18\x10 \x01(\x04\x12\x18\n\x10\x62locks_in_flight\x18\x11 \x01(\r\x12\x0f\n\x07warning\x18\x12 \x01(\t\x12\x0c\n\x04\x63ure\x18\x13 \x01(\t\x12\x10\n\x08measured\x18\x14 \x01(\r\x12\x0f\n\x07settled\x18\x15 \x01(\x08\x12\x1b\n\x13rounded_bytes_per_s\x18\x16 \x01(\x01\"\xa3\x01\n\rProbeQuestion\x12+\n\x05hello\x18\x01 \x01(\x0b\x32\x1a.cluster_rpc.v1.ProbeHelloH\x00\x12*\n\x04send\x18\x02 \x01(\x0b\x32\x1a.cluster_rpc.v1.ProbeBurstH\x00\x12-\n\x07receive\x18\x03 \x01(\x0b\x32\x1a.cluster_rpc.v1.ProbeBurstH\x00\x42\n\n\x08question\"\x9c\x01\n\x0bProbeAnswer\x12+\n\x05hello\x18\x01 \x01(\x0b\x32\x1a.cluster_rpc.v1.ProbeHelloH\x00\x12+\n\x05ready\x18\x02 \x01(\x0b\x32\x1a.cluster_rpc.v1.ProbeReadyH\x00\x12)\n\x04took\x18\x03 \x01(\x0b\x32\x19.cluster_rpc.v1.ProbeTookH\x00\x42\x08\n\x06\x61nswer\"\x9b\x01\n\nProbeHello\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\r\n\x05meant\x18\x03 \x01(\x06\x12\x11\n\ttransport\x18\x04 \x01(\t\x12\x19\n\x11transport_address\x18\x05 \x01(\x0c\x12\x0c\n\x04host\x18\x06 \x01(\t\x12\x0c\n\x04\x63uda\x18\x07 \x01(\x08\x12\x0c\n\x04rdma\x18\x08 \x01(\x08\"?\n\nProbeBurst\x12\x0b\n\x03tag\x18\x01 \x01(\x06\x12\x15\n\rmessage_bytes\x18\x02 \x01(\r\x12\r\n\x05\x63ount\x18\x03 \x01(\r\"\x0c\n\nProbeReady\"\x1c\n\tProbeTook\x12\x0f\n\x07seconds\x18\x01 \x01(\x01\x32\xad\x01\n\x0bLinkService\x12Q\n\rCalibrateLink\x12$.cluster_rpc.v1.CalibrateLinkRequest\x1a\x1a.cluster_rpc.v1.LinkReport\x12K\n\tProbeLink\x12\x1d.cluster_rpc.v1.ProbeQuestion\x1a\x1b.cluster_rpc.v1.ProbeAnswer(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,19 +34,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CALIBRATELINKREQUEST']._serialized_start=45
   _globals['_CALIBRATELINKREQUEST']._serialized_end=124
   _globals['_LINKREPORT']._serialized_start=127
-  _globals['_LINKREPORT']._serialized_end=582
-  _globals['_PROBEQUESTION']._serialized_start=585
-  _globals['_PROBEQUESTION']._serialized_end=748
-  _globals['_PROBEANSWER']._serialized_start=751
-  _globals['_PROBEANSWER']._serialized_end=907
-  _globals['_PROBEHELLO']._serialized_start=910
-  _globals['_PROBEHELLO']._serialized_end=1065
-  _globals['_PROBEBURST']._serialized_start=1067
-  _globals['_PROBEBURST']._serialized_end=1130
-  _globals['_PROBEREADY']._serialized_start=1132
-  _globals['_PROBEREADY']._serialized_end=1144
-  _globals['_PROBETOOK']._serialized_start=1146
-  _globals['_PROBETOOK']._serialized_end=1174
-  _globals['_LINKSERVICE']._serialized_start=1177
-  _globals['_LINKSERVICE']._serialized_end=1350
+  _globals['_LINKREPORT']._serialized_end=611
+  _globals['_PROBEQUESTION']._serialized_start=614
+  _globals['_PROBEQUESTION']._serialized_end=777
+  _globals['_PROBEANSWER']._serialized_start=780
+  _globals['_PROBEANSWER']._serialized_end=936
+  _globals['_PROBEHELLO']._serialized_start=939
+  _globals['_PROBEHELLO']._serialized_end=1094
+  _globals['_PROBEBURST']._serialized_start=1096
+  _globals['_PROBEBURST']._serialized_end=1159
+  _globals['_PROBEREADY']._serialized_start=1161
+  _globals['_PROBEREADY']._serialized_end=1173
+  _globals['_PROBETOOK']._serialized_start=1175
+  _globals['_PROBETOOK']._serialized_end=1203
+  _globals['_LINKSERVICE']._serialized_start=1206
+  _globals['_LINKSERVICE']._serialized_end=1379
 # @@protoc_insertion_point(module_scope)

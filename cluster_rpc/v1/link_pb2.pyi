@@ -16,7 +16,7 @@ class CalibrateLinkRequest(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., address: _Optional[str] = ...) -> None: ...
 
 class LinkReport(_message.Message):
-    __slots__ = ("peer", "incarnation", "transport", "lane", "expected_lane", "same_host", "call_s", "round_trip_s", "small_in_bytes_per_s", "large_in_bytes_per_s", "small_out_bytes_per_s", "large_out_bytes_per_s", "copy_bytes_per_s", "fixed_s", "bytes_per_s", "imports", "blocks_in_flight", "warning", "cure", "measured", "settled")
+    __slots__ = ("peer", "incarnation", "transport", "lane", "expected_lane", "same_host", "call_s", "round_trip_s", "small_in_bytes_per_s", "large_in_bytes_per_s", "small_out_bytes_per_s", "large_out_bytes_per_s", "copy_bytes_per_s", "fixed_s", "bytes_per_s", "imports", "blocks_in_flight", "warning", "cure", "measured", "settled", "rounded_bytes_per_s")
     PEER_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     TRANSPORT_FIELD_NUMBER: _ClassVar[int]
@@ -38,6 +38,7 @@ class LinkReport(_message.Message):
     CURE_FIELD_NUMBER: _ClassVar[int]
     MEASURED_FIELD_NUMBER: _ClassVar[int]
     SETTLED_FIELD_NUMBER: _ClassVar[int]
+    ROUNDED_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
     peer: str
     incarnation: int
     transport: str
@@ -59,7 +60,8 @@ class LinkReport(_message.Message):
     cure: str
     measured: int
     settled: bool
-    def __init__(self, peer: _Optional[str] = ..., incarnation: _Optional[int] = ..., transport: _Optional[str] = ..., lane: _Optional[str] = ..., expected_lane: _Optional[str] = ..., same_host: _Optional[bool] = ..., call_s: _Optional[float] = ..., round_trip_s: _Optional[float] = ..., small_in_bytes_per_s: _Optional[float] = ..., large_in_bytes_per_s: _Optional[float] = ..., small_out_bytes_per_s: _Optional[float] = ..., large_out_bytes_per_s: _Optional[float] = ..., copy_bytes_per_s: _Optional[float] = ..., fixed_s: _Optional[float] = ..., bytes_per_s: _Optional[float] = ..., imports: _Optional[int] = ..., blocks_in_flight: _Optional[int] = ..., warning: _Optional[str] = ..., cure: _Optional[str] = ..., measured: _Optional[int] = ..., settled: _Optional[bool] = ...) -> None: ...
+    rounded_bytes_per_s: float
+    def __init__(self, peer: _Optional[str] = ..., incarnation: _Optional[int] = ..., transport: _Optional[str] = ..., lane: _Optional[str] = ..., expected_lane: _Optional[str] = ..., same_host: _Optional[bool] = ..., call_s: _Optional[float] = ..., round_trip_s: _Optional[float] = ..., small_in_bytes_per_s: _Optional[float] = ..., large_in_bytes_per_s: _Optional[float] = ..., small_out_bytes_per_s: _Optional[float] = ..., large_out_bytes_per_s: _Optional[float] = ..., copy_bytes_per_s: _Optional[float] = ..., fixed_s: _Optional[float] = ..., bytes_per_s: _Optional[float] = ..., imports: _Optional[int] = ..., blocks_in_flight: _Optional[int] = ..., warning: _Optional[str] = ..., cure: _Optional[str] = ..., measured: _Optional[int] = ..., settled: _Optional[bool] = ..., rounded_bytes_per_s: _Optional[float] = ...) -> None: ...
 
 class ProbeQuestion(_message.Message):
     __slots__ = ("hello", "send", "receive")

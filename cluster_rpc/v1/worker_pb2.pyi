@@ -355,7 +355,7 @@ class Tokens(_message.Message):
     def __init__(self, offset: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprobs, _Mapping]]] = ..., choice: _Optional[int] = ...) -> None: ...
 
 class HandoffReport(_message.Message):
-    __slots__ = ("moved_blocks", "kept_blocks", "moved_bytes", "messages", "transfer_s", "exposed_s", "transport")
+    __slots__ = ("moved_blocks", "kept_blocks", "moved_bytes", "messages", "transfer_s", "exposed_s", "transport", "wire_format", "exact_bytes")
     MOVED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     KEPT_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     MOVED_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -363,6 +363,8 @@ class HandoffReport(_message.Message):
     TRANSFER_S_FIELD_NUMBER: _ClassVar[int]
     EXPOSED_S_FIELD_NUMBER: _ClassVar[int]
     TRANSPORT_FIELD_NUMBER: _ClassVar[int]
+    WIRE_FORMAT_FIELD_NUMBER: _ClassVar[int]
+    EXACT_BYTES_FIELD_NUMBER: _ClassVar[int]
     moved_blocks: int
     kept_blocks: int
     moved_bytes: int
@@ -370,7 +372,9 @@ class HandoffReport(_message.Message):
     transfer_s: float
     exposed_s: float
     transport: str
-    def __init__(self, moved_blocks: _Optional[int] = ..., kept_blocks: _Optional[int] = ..., moved_bytes: _Optional[int] = ..., messages: _Optional[int] = ..., transfer_s: _Optional[float] = ..., exposed_s: _Optional[float] = ..., transport: _Optional[str] = ...) -> None: ...
+    wire_format: str
+    exact_bytes: int
+    def __init__(self, moved_blocks: _Optional[int] = ..., kept_blocks: _Optional[int] = ..., moved_bytes: _Optional[int] = ..., messages: _Optional[int] = ..., transfer_s: _Optional[float] = ..., exposed_s: _Optional[float] = ..., transport: _Optional[str] = ..., wire_format: _Optional[str] = ..., exact_bytes: _Optional[int] = ...) -> None: ...
 
 class DecodeFinished(_message.Message):
     __slots__ = ("finish_reason", "choice")

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from benchmarks import engine_cuda, report
+from benchmarks.cuda_device import require_device
 from cluster_launcher.app import Benchmark
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = [kind.value for kind in Benchmark]
-ON_A_GPU = "engine_cuda"
-"""`baton bench engine --device cuda`, whose results are of whoever has such a machine."""
+ON_A_GPU = ("engine_cuda", "kv_cuda")
+"""`baton bench engine --device cuda` and the like, whose results are of whoever has such a machine."""
 ROW_KEYS = {"case", "value", "unit", "against", "against_value", "ratio"}
 MORE_KEYS = {"aim", "met", "spread"}
 
@@ -57,7 +58,7 @@ def test_the_readme_lists_exactly_the_cases() -> None:
     listed = [
         case for name in re.findall(r"^\| `([a-z0-9_.A-Z{},]+)` \|", text, re.MULTILINE) for case in _spelt_out(name)
     ]
-    assert sorted(listed) == sorted(case for name in (*BENCHMARKS, ON_A_GPU) for case in _cases(name))
+    assert sorted(listed) == sorted(case for name in (*BENCHMARKS, *ON_A_GPU) for case in _cases(name))
 
 
 def test_braces_in_a_name_stand_for_each_of_their_parts() -> None:
@@ -65,12 +66,21 @@ def test_braces_in_a_name_stand_for_each_of_their_parts() -> None:
     assert _spelt_out("kv.{a.{1,2},b.{3,4}}.x") == ["kv.a.1.x", "kv.a.2.x", "kv.b.3.x", "kv.b.4.x"]
 
 
-@pytest.mark.parametrize("name", [*BENCHMARKS, ON_A_GPU])
+@pytest.mark.parametrize("name", [*BENCHMARKS, *ON_A_GPU])
 def test_committed_results_have_the_cases_of_their_benchmark(name: str) -> None:
     results = list((ROOT / "benchmarks" / "results").glob(f"{name}-*.json"))
-    assert results or name == ON_A_GPU
+    assert results or name in ON_A_GPU
     for path in results:
         _checked_rows(path.read_text(), _cases(name))
+
+
+def test_a_benchmark_calls_itself_as_it_is_typed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "benchmarks" / "kv.py"), "--nope"])
+    with pytest.raises(SystemExit, match="2"):
+        report.parser("a test").parse_args()
+    assert capsys.readouterr().err.startswith("usage: baton bench kv [-h]")
 
 
 def test_a_ratio_above_one_means_ours_is_better() -> None:
@@ -127,7 +137,7 @@ def test_a_decode_step_of_the_large_model_reads_its_weights_and_the_contexts() -
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_without_a_cuda_device_one_line_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
-        engine_cuda.require_device()
+        require_device()
     told = capsys.readouterr().err
     assert told.count("\n") == 1
     assert "sees no CUDA device" in told

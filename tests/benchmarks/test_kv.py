@@ -20,6 +20,8 @@ async def test_every_side_moves_its_lots() -> None:
             assert await receiver.memcpy_gb_s(kind) > 0
             assert await receiver.cma_gb_s(kind) > 0
             assert await receiver.sockets_gb_s(kind) > 0
+            assert await receiver.ours_streaming_gb_s(kind) > 0
+            assert await receiver.cma_streaming_gb_s(kind) > 0
         assert await receiver.round_trip_us(3) > 0
         assert await handovers.handover_s() > 0
 
@@ -30,3 +32,5 @@ async def test_nixl_moves_the_same_lots() -> None:
         for operation in OPERATIONS:
             assert await pair.gb_s(SCATTERED, operation) > 0
             assert await pair.gb_s(CONTIGUOUS, operation) > 0
+            assert await pair.gb_s(SCATTERED, operation, streaming=True) > 0
+            assert await pair.gb_s(CONTIGUOUS, operation, streaming=True) > 0

@@ -22,6 +22,7 @@ def quick_settings(**changes: float | str) -> DirectorySettings:
         "cluster": f"test-{secrets.token_hex(6)}",
         "lease_s": 0.3,
         "call_timeout_s": 2.0,
+        "gather_s": 0.0,
         "tail_wait_s": 0.02,
         "retry_min_s": 0.005,
         "retry_max_s": 0.02,

@@ -138,6 +138,34 @@ def test_a_server_that_came_back_with_old_data_is_told_everything_again(settings
     assert set(snapshot.hashes) == set(pool.cached_hashes()) == {block(1), block(2)}
 
 
+class Counting(MemoryDirectory):
+    """Counts the calls in which blocks were told of."""
+
+    told = 0
+
+    async def publish(self, *arguments: object) -> bool:
+        self.told += 1
+        return await super().publish(*arguments)  # type: ignore[arg-type]  # passed on as they are
+
+
+def test_news_is_gathered_before_it_is_told(settings: DirectorySettings) -> None:
+    loop = JumpingLoop()
+    settings = replace(settings, lease_s=30.0, gather_s=0.5)
+    directory, pool, mine = Counting(settings, clock=loop.time), Pool(), record("decode-0")
+    publisher = Publisher(directory, mine, pool.drain_events, pool.cached_hashes, settings)
+    loop.finish(publisher.start())
+    loop.advance(0.1)
+    for number in range(4):
+        pool.store(number)
+        loop.do(publisher.wake)
+        loop.advance(0.1)
+    assert directory.told == 0
+    loop.advance(0.2)
+    assert directory.told == 1
+    assert loop.finish(directory.sequences([(mine.worker_id, mine.incarnation)])) == [2]
+    loop.shut()
+
+
 class Faulty(MemoryDirectory):
     """Carries calls out and then loses the answer, while `cut` is set."""
 

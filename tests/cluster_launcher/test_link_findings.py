@@ -74,6 +74,12 @@ def test_a_large_cluster_does_not_fill_the_screen() -> None:
     assert "and 18 more" in lines[-1]
 
 
+def test_a_link_that_rounds_shows_how_fast_its_handovers_are() -> None:
+    rounding = link("prefill-0", imports=3, bytes_per_s=1e9, rounded_bytes_per_s=2.5e9)
+    cluster = view(worker("prefill-0"), worker("decode-0", rounding))
+    assert "3 at 2.50 GB/s" in written(cluster)
+
+
 def test_a_cluster_without_links_has_no_table() -> None:
     assert findings.links_table(view(worker("decode-0"))) is None
 

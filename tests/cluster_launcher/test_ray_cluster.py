@@ -6,7 +6,6 @@ import sys
 from typing import Any
 
 import psutil
-import pytest
 
 from cluster_core.identity import Role, WorkerId
 from cluster_launcher.progress import SilentProgress
@@ -53,7 +52,6 @@ async def _until_it_said(actors: RayWorkerActors, worker_id: WorkerId, words: st
             await asyncio.sleep(0.05)
 
 
-@pytest.mark.xdist_group("ray")
 async def test_a_private_ray_lives_and_dies_with_its_cluster() -> None:
     before = {process.pid for process in descendants()}
     settings = ClusterSettings(prefill=1, decode=1, start_timeout_s=60.0)

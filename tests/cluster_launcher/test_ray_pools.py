@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cluster_core.errors import InvalidField, LegFailed, PartUnavailable
+from cluster_core.errors import DeadlineExceeded, InvalidField, LegFailed, PartUnavailable
 from cluster_core.identity import Incarnation, Role, WorkerId
 from cluster_core.workers import WorkerLoad
 from cluster_launcher.progress import SilentProgress
@@ -74,11 +74,17 @@ class FakeRouter:
         self.unreachable: set[WorkerId] = set()
         self.lost: set[WorkerId] = set()
         self.fails_after_drain = False
+        self.mute_looks = 0
+        """So many looks get no answer in time."""
 
     async def list_workers(self) -> ClusterView:
         if self.drained and self.fails_after_drain:
             message = "no answer"
             raise PartUnavailable(message)
+        self.mute_looks -= 1
+        if self.mute_looks >= 0:
+            message = "the router took too long"
+            raise DeadlineExceeded(message)
         if self.drained:
             self._busy_looks -= 1
         workers = tuple(self._view(name) for name in self._actors.alive if name not in self.unreachable)
@@ -206,6 +212,14 @@ async def test_a_new_worker_that_the_router_cannot_reach_is_taken_back() -> None
     with pytest.raises(PartUnavailable, match=r"decode-2.*router cannot reach it"):
         await pools.set_pools(1, 3)
     assert actors.ended == ["decode-2"]
+
+
+async def test_a_router_that_is_too_busy_to_answer_is_asked_again() -> None:
+    actors = FakeActors()
+    router = FakeRouter(actors)
+    pools = await _serving(actors, router)
+    router.mute_looks = 3
+    assert await pools.set_pools(1, 3) == (1, 3)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,14 @@ def _candidate(prefill: str | None, decode: str, total_s: float) -> Candidate:
 
 
 HANDOFF = HandoffReport(
-    moved_blocks=3, kept_blocks=2, moved_bytes=3 << 20, messages=3, transfer_s=0.001, exposed_s=0.0002, transport="ucx"
+    moved_blocks=3,
+    kept_blocks=2,
+    moved_bytes=3 << 20,
+    messages=3,
+    transfer_s=0.001,
+    exposed_s=0.0002,
+    transport="ucx",
+    exact_bytes=3 << 20,
 )
 
 
@@ -77,8 +84,8 @@ def test_placement_cache_handoff_times_and_timeline_are_told(report: RequestRepo
     for told in (
         "prefill-0 → decode-1, predicted 20.0 ms, 30.0 ms before decode-0 alone",
         "32 of 80 prompt tokens found in a cache (2 blocks)",
-        "prefill-0 → decode-1 over ucx (cma): 3 blocks moved in 3 messages, 2 were there already; 3.0 MiB in 1.00 ms ",
-        "(3.15 GB/s): 800 µs overlapped with the prefill, 200 µs exposed after it",
+        "prefill-0 → decode-1 over ucx (cma): 3 blocks moved in 3 messages, 2 were there already; 3.0 MiB, exact, ",
+        "in 1.00 ms (3.15 GB/s): 800 µs overlapped with the prefill, 200 µs exposed after it",
         "TTFT 11.0 ms, handover 2.00 ms, ITL 5.00 ms mean, 5.00 ms median, 3 tokens in 100 ms",
         "* prefill-0 → decode-1     20.0 ms = prefill 20.0 ms, 32 / 0 tokens cached",
         "decode-0 alone           50.0 ms = prefill 50.0 ms, 32 / 0 tokens cached",
@@ -96,8 +103,20 @@ def test_the_report_is_plain_json(report: RequestReport) -> None:
     handoff = attempt["handoff"]
     assert handoff["gigabytes_per_s"] == pytest.approx(3.145728)
     assert (handoff["overlapped_s"], handoff["exposed_s"]) == (pytest.approx(0.0008), 0.0002)
+    assert (handoff["wire_format"], handoff["wire_share"]) == ("exact", 1.0)
     assert (handoff["messages"], handoff["link"]) == (3, "prefill-0 → decode-1 over ucx (cma)")
     assert attempt["fetch"] is None
+
+
+def test_rounded_blocks_are_told_with_their_format_and_how_much_less_travelled(report: RequestReport) -> None:
+    (attempt,) = report.attempts
+    rounded = replace(HANDOFF, exact_bytes=12 << 20, wire_format="int8")
+    report = replace(report, attempts=(replace(attempt, handoff=rounded),))
+    told = "2 were there already; 3.0 MiB, as int8, 0.25 of the blocks' 12.0 MiB, in 1.00 ms (3.15 GB/s): "
+    assert told in _printed(report)
+    handoff = report.as_json()["attempts"][0]["handoff"]
+    assert (handoff["wire_format"], handoff["wire_share"]) == ("int8", 0.25)
+    assert (handoff["moved_bytes"], handoff["exact_bytes"]) == (3 << 20, 12 << 20)
 
 
 def test_every_attempt_says_how_it_came_about_and_what_it_left(report: RequestReport) -> None:
@@ -129,7 +148,6 @@ def test_a_local_placement_is_called_by_its_worker() -> None:
 
 
 def test_nothing_moved_has_no_rate() -> None:
-    nothing = HandoffReport(
-        moved_blocks=0, kept_blocks=5, moved_bytes=0, messages=0, transfer_s=0.0, exposed_s=0.0, transport="ucx"
-    )
+    nothing = replace(HANDOFF, moved_blocks=0, kept_blocks=5, moved_bytes=0, messages=0, exact_bytes=0, transfer_s=0.0)
     assert gigabytes_per_s(nothing) == 0.0
+    assert nothing.wire_share == 1.0

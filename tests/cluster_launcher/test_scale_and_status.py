@@ -4,6 +4,7 @@ import io
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -95,6 +96,10 @@ def test_the_table_shows_what_guesses_brought() -> None:
     assert "2.30" in writer
     assert "65%" in writer
     assert "%" not in reader
+
+
+def test_tokens_that_came_too_late_are_told() -> None:
+    assert status_json("127.0.0.1:1", replace(_view(), late_tokens=7))["late_tokens"] == 7
 
 
 def test_the_password_of_the_directory_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:

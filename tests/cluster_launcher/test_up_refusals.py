@@ -1,4 +1,7 @@
-"""`baton up` as a process, with what it cannot serve: exit code 2, one line that names the cause, nothing left."""
+"""`baton up`, with what it cannot serve: exit code 2, one line that names the cause, nothing left.
+
+Two of the causes are told to a process of its own, as a user would; the others to the command line in this one.
+"""
 
 import contextlib
 import os
@@ -12,6 +15,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+from cluster_launcher.__main__ import main
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 DEMO_MODEL = CHECKOUT / "examples" / "demo_model"
@@ -86,10 +91,24 @@ def _with_a_wrong_type(_: Path) -> str:
     ],
 )
 def test_what_cannot_be_served_is_refused(
-    spoil: Callable[[Path], str], said: str, model: Path, tmp_path: Path, temporary: Path
+    spoil: Callable[[Path], str],
+    said: str,
+    model: Path,
+    temporary: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    text = f'[model]\npath = "{model}"\n[router]\nport = 0\n' + spoil(model)
-    _assert_refused(text, said, tmp_path, temporary)
+    config, runtime = model.with_name("cluster.toml"), model.with_name("runtime")
+    config.write_text(f'[model]\npath = "{model}"\n[router]\nport = 0\n' + spoil(model))
+    runtime.mkdir()
+    before = psutil.Process().children(recursive=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "environ", {**os.environ, "XDG_RUNTIME_DIR": str(runtime)})
+        patch.setattr(tempfile, "tempdir", str(temporary))
+        code = main(["up", str(config)])
+    _assert_said(code, capfd.readouterr(), said)
+    _assert_nothing_left(runtime, temporary)
+    assert psutil.Process().children(recursive=True) == before
 
 
 def test_an_occupied_port_is_refused(tmp_path: Path, temporary: Path) -> None:
@@ -121,14 +140,23 @@ def _assert_refused(text: str, said: str, folder: Path, temporary: Path) -> None
         timeout=60,
         check=False,
     )
-    assert done.returncode == 2, done.stderr
-    assert done.stdout == ""
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert done.stderr.endswith("\n")
-    assert said in done.stderr
+    _assert_said(done.returncode, (done.stdout, done.stderr), said)
+    _assert_nothing_left(runtime, temporary)
+    assert not [process.pid for process in psutil.process_iter() if _has_mark(process, mark)]
+
+
+def _assert_said(code: int, output: tuple[str, str], said: str) -> None:
+    told, refusal = output
+    assert code == 2, refusal
+    assert not told
+    assert refusal.count("\n") == 1, refusal
+    assert refusal.endswith("\n")
+    assert said in refusal
+
+
+def _assert_nothing_left(runtime: Path, temporary: Path) -> None:
     assert not list(runtime.rglob("*.json"))
     assert not list(temporary.glob("baton-*"))
-    assert not [process.pid for process in psutil.process_iter() if _has_mark(process, mark)]
 
 
 def _has_mark(process: psutil.Process, mark: str) -> bool:

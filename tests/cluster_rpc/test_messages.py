@@ -82,6 +82,7 @@ importer_messages: st.SearchStrategy[ImporterMessage] = st.one_of(
     st.builds(AcceptBlocks),
     st.builds(RejectBlocks, reason=reasons, positions=positions),
 )
+finishes = st.builds(ExportFinished, first_token_id=u32, fork_token_ids=st.lists(u32, max_size=3).map(tuple))
 exporter_messages: st.SearchStrategy[ExporterMessage] = st.one_of(
     st.builds(
         ExportOpened,
@@ -89,8 +90,8 @@ exporter_messages: st.SearchStrategy[ExporterMessage] = st.one_of(
         exporter_transport_address=st.binary(max_size=300),
         wire_format=st.text("abc8", max_size=8),
     ),
-    st.builds(BlocksSealed, blocks=blocks),
-    st.builds(ExportFinished, first_token_id=u32, fork_token_ids=st.lists(u32, max_size=3).map(tuple)),
+    st.builds(BlocksSealed, blocks=blocks, finished=st.none() | finishes),
+    finishes,
     st.builds(ExportFailed, reason=reasons),
 )
 sources = st.builds(
@@ -188,7 +189,15 @@ def test_every_field_of_a_load_has_a_place_on_the_wire() -> None:
 
 def test_reports_and_roles_survive_the_wire() -> None:
     report = HandoffReport(
-        moved_blocks=1, kept_blocks=2, moved_bytes=3, messages=4, transfer_s=0.5, exposed_s=0.25, transport="ucx"
+        moved_blocks=1,
+        kept_blocks=2,
+        moved_bytes=3,
+        messages=4,
+        transfer_s=0.5,
+        exposed_s=0.25,
+        transport="ucx",
+        exact_bytes=6,
+        wire_format="int8",
     )
     assert worker_messages.report_from_proto(worker_messages.report_to_proto(report)) == report
     for role in Role:
@@ -198,6 +207,9 @@ def test_reports_and_roles_survive_the_wire() -> None:
 
 
 GOOD: dict[str, Any] = {"position": 0, "index": 1, "generation": 1, "digest": b"d" * 16, "tokens": 16}
+
+
+FORKED = pb.ExportFinished(fork_token_ids=range(1000))
 
 
 def sealed(*blocks: dict[str, Any]) -> pb.ExporterMessage:
@@ -216,6 +228,8 @@ def sealed(*blocks: dict[str, Any]) -> pb.ExporterMessage:
             "opened.exporter_transport_address",
         ),
         (pb.ExporterMessage(failed=pb.ExportFailed(reason="x" * 3000)), "failed.reason"),
+        (pb.ExporterMessage(finished=FORKED), "finished.fork_token_ids"),
+        (pb.ExporterMessage(sealed=pb.BlocksSealed(finished=FORKED)), "sealed.finished.fork_token_ids"),
         (sealed({**GOOD, "hash": b"short"}), "sealed.blocks[0].hash"),
         (sealed({**GOOD, "digest": b""}), "sealed.blocks[0].digest"),
         (sealed({**GOOD, "tokens": 0}), "sealed.blocks[0].tokens"),

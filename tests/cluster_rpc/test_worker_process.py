@@ -16,6 +16,7 @@ from cluster_core.identity import Incarnation, Role, WorkerId
 from cluster_core.layout import KvLayout, ModelIdentity
 from cluster_core.settings_reader import Document
 from cluster_core.workers import WorkerRecord
+from cluster_rpc import worker_process
 from cluster_rpc.worker_process import EXIT_BROKEN, EXIT_OPERATOR, WorkerThread, reachable_host, run_worker
 
 RECORD = WorkerRecord(
@@ -85,6 +86,14 @@ def test_what_kept_a_worker_from_starting_is_told_and_the_process_stays() -> Non
         thread.record.result(timeout=10)
     thread.stop()
     assert worker.asked == ["start", "close"]
+
+
+def test_a_process_whose_worker_could_not_start_ends_where_nobody_asks_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_process, "ABANDONED_S", 0.0)
+    left: queue.Queue[int] = queue.Queue()
+    thread = WorkerThread(lambda: RecordedWorker(ModelFolderError("config.json: missing")), leave=left.put)
+    thread.start()
+    assert left.get(timeout=10) == EXIT_OPERATOR
 
 
 def run(worker: RecordedWorker, folder: Path) -> int:

@@ -13,7 +13,7 @@ from decode_worker.speculation import Speculation
 from inference_engine.block_pool import BlockPool
 from inference_engine.draft_model import DraftingEngine
 from inference_engine.step import SequenceSlice, StepPlan
-from kv_transfer.importer import Imported, ImportJob
+from kv_transfer.import_job import Imported, ImportJob
 from tests.fake_engine import FAKE_LAYOUT, FAKE_MODEL, GREEDY, FakeEngine
 from tests.worker_orders import ROOT
 
@@ -53,6 +53,7 @@ class FakeSource:
             transfer_s=0.1,
             exposed_s=0.01,
             transport="fake",
+            exact_bytes=moved * FAKE_LAYOUT.block_bytes,
         )
         return Imported(first_token_id=first, report=report, rounded=self.rounded)
 

@@ -41,7 +41,8 @@ def served(
 ) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp(request.param)
     model = make_model(folder / "model", request.param)
-    config = cluster_config(folder, model, cluster={"ray_address": shared_ray})
+    decode_workers = 2 if request.param == KINDS[0] else 1  # which of them answers is no matter of the family
+    config = cluster_config(folder, model, cluster={"ray_address": shared_ray, "decode": decode_workers})
     with running_cluster(config, folder) as cluster:
         yield Served(request.param, cluster.address, model, Oracle(model))
 

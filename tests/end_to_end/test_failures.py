@@ -33,7 +33,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """Small chunks make a long prefill of many steps, so that a kill finds it running."""
     folder = tmp_path_factory.mktemp("failures")
     model = make_model(folder / "model", "llama")
-    config = cluster_config(folder, model, prefill={"token_budget": 16, "chunk_tokens": 16})
+    config = cluster_config(
+        folder, model, cluster={"directory_restart_s": 4.0}, prefill={"token_budget": 16, "chunk_tokens": 16}
+    )
     with running_cluster(config, folder) as cluster:
         yield Served(cluster, Oracle(model))
 
@@ -100,7 +102,7 @@ async def test_a_prefill_worker_dies_during_a_prefill(served: Served, client: Ba
     assert restarted.incarnation != victim.incarnation
 
 
-@pytest.mark.parametrize("tokens_before", [1, 2, 15, 16, 17, 150])
+@pytest.mark.parametrize("tokens_before", [1, 17])  # more of them, on the hash model, in test_recovery.py
 async def test_a_decode_worker_dies_in_mid_stream(served: Served, client: BatonClient, tokens_before: int) -> None:
     await until(client, all_ready_and_free)
     prompt = prompt_tokens(64, seed=100 + tokens_before)

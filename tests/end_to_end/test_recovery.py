@@ -25,6 +25,7 @@ SHAPE = HashModelSettings(vocab_size=65536, eos_tokens=0, prefill_tokens_per_s=1
 MODEL = make_hash_model(ModelSettings(implementation="hash"), SHAPE, EngineSettings())
 PROMPT_TOKENS = 1_200
 ANSWER_TOKENS = 40
+TRIES = 4
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +47,12 @@ def address(tmp_path_factory: pytest.TempPathFactory, shared_ray: str) -> Iterat
 @pytest.fixture
 async def client(address: str) -> AsyncIterator[BatonClient]:
     async with BatonClient(address) as connected:
-        await until(connected, lambda view: is_at_rest(view) and all(one.state == "ready" for one in view.workers))
+        await until(connected, all_free)
         yield connected
+
+
+def all_free(view: ClusterView) -> bool:
+    return is_at_rest(view) and [one.state for one in view.workers] == ["ready"] * 4
 
 
 async def until(client: BatonClient, settled: Callable[[ClusterView], bool]) -> ClusterView:
@@ -71,13 +76,21 @@ def one(view: ClusterView, worker_id: WorkerId | None) -> WorkerView:
     return found
 
 
+def another_life_of(worker: WorkerView) -> Callable[[ClusterView], bool]:
+    def serves(view: ClusterView) -> bool:
+        lives = {one.incarnation for one in view.workers if one.worker_id == worker.worker_id and one.state == "ready"}
+        return bool(lives - {worker.incarnation})
+
+    return serves
+
+
 def prompt_of(seed: int) -> list[int]:
     return [token % SHAPE.vocab_size for token in random_tokens(PROMPT_TOKENS, seed)]
 
 
-def expected(prompt: list[int]) -> list[int]:
+def expected(prompt: list[int], max_tokens: int = ANSWER_TOKENS) -> list[int]:
     greedy = Sampling(
-        temperature=0.0, top_p=1.0, top_k=0, seed=0, max_tokens=ANSWER_TOKENS, stop_token_ids=MODEL.eos_token_ids
+        temperature=0.0, top_p=1.0, top_k=0, seed=0, max_tokens=max_tokens, stop_token_ids=MODEL.eos_token_ids
     )
     return list(hash_answer(MODEL, prompt, greedy))
 
@@ -113,15 +126,41 @@ async def test_a_decode_worker_dies_while_the_prompt_is_read_and_the_prefill_goe
 
 
 async def test_a_prefill_worker_dies_and_only_the_rest_is_pulled(client: BatonClient) -> None:
-    prompt = prompt_of(2)
-    token_ids, (first, second) = await ask_and_kill(client, "rest", prompt, "prefill")
-    assert token_ids == expected(prompt)
+    """On a busy machine what was kept may be told too late, and its holder may still seem to be at work: then again."""
+    for number in range(TRIES):
+        await until(client, all_free)
+        prompt = prompt_of(20 + number)
+        token_ids, (first, second) = await ask_and_kill(client, f"rest-{number}", prompt, "prefill")
+        assert token_ids == expected(prompt)
+        assert second.attempt == 2
+        if first.kept_of_failed and second.chosen.decode_worker == first.chosen.decode_worker:
+            break
     assert first.kept_of_failed >= 10, first.outcome
-    assert (second.attempt, second.rung) == (2, "partial pull")
+    assert second.rung == "partial pull"
     assert second.chosen.decode_worker == first.chosen.decode_worker
     assert second.handoff is not None
     assert second.handoff.kept_blocks == first.kept_of_failed
     assert second.handoff.moved_blocks == PROMPT_TOKENS // 16 - first.kept_of_failed
+
+
+@pytest.mark.parametrize("tokens_before", [1, 2, 15, 16, 17, 150])
+async def test_a_decode_worker_dies_in_mid_stream_and_the_client_sees_every_token_once(
+    client: BatonClient, tokens_before: int
+) -> None:
+    prompt, name, told = prompt_of(100 + tokens_before)[:64], f"stream-{tokens_before}", list[int]()
+    view = await client.list_workers()
+    victim: WorkerView | None = None
+    async with aclosing(client.generate(prompt, max_tokens=200, temperature=0.0, request_id=name)) as stream:
+        async for chunk in stream:
+            assert chunk.completion is not None or chunk.token_index == len(told)
+            told.extend(chunk.token_ids)
+            if victim is None and len(told) >= tokens_before:
+                victim = one(view, (await placed(client, name)).chosen.decode_worker)
+                os.kill(victim.pid, signal.SIGKILL)
+    assert told == expected(prompt, 200)
+    assert victim is not None
+    assert len(await client.get_placement(name)) == 2, "the kill came while the answer was being written"
+    await until(client, another_life_of(victim))
 
 
 async def test_a_request_that_wants_no_recovery_ends_with_its_worker(client: BatonClient) -> None:

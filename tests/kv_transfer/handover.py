@@ -5,10 +5,11 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 from cluster_core.errors import WorkerLost
-from cluster_core.handoff import ExporterMessage, ImporterMessage
+from cluster_core.handoff import ExporterMessage, ImporterMessage, in_turn
 from cluster_core.identity import Attempt, Incarnation, WorkerId
 from kv_transfer.exporter import Exporter
-from kv_transfer.importer import Importer, ImportJob
+from kv_transfer.import_job import ImportJob
+from kv_transfer.importer import Importer
 from kv_transfer.settings import TransferSettings
 from kv_transfer.transport import Transport
 from tests.kv_transfer.fake_pool import ATTEMPT, LAYOUT, REQUEST, FakePool, hashes_of
@@ -52,8 +53,9 @@ class Channel:
         """Be the exporter's end of the stream until it is over."""
         async for message in exporter.serve(self._requests()):
             self.heard.append(message)
-            for twisted in self.twist(message):
-                self.to_importer.put_nowait(twisted)
+            for said in in_turn(message):
+                for twisted in self.twist(said):
+                    self.to_importer.put_nowait(twisted)
         self.to_importer.put_nowait(None)
 
     async def _requests(self) -> AsyncIterator[ImporterMessage]:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from cluster_core.holds import LeaseHold, WriterHold
 from kv_transfer.exporter import Exporter
-from kv_transfer.importer import Imported, Importer
+from kv_transfer.import_job import Imported
+from kv_transfer.importer import Importer
 from kv_transfer.loopback_transport import LoopbackNetwork, LoopbackTransport
 from kv_transfer.lots import Landed, Lot
 from kv_transfer.transport import Peer, Transport

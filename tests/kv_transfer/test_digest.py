@@ -1,5 +1,6 @@
 """What the digest tells apart, and what the settings refuse."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from cluster_core.blocks import BlockReference
 from cluster_core.errors import SettingsError
 from cluster_core.identity import BlockHash
 from cluster_core.settings_reader import read_section
-from kv_transfer.digest import DIGEST_BYTES, DigestMemo, block_digest
+from kv_transfer.digest import DIGEST_BYTES, BlockDigests, DigestMemo, block_digest
 from kv_transfer.settings import TransferSettings
 from tests.kv_transfer.fake_pool import FakePool, hashes_of
 
@@ -77,11 +79,14 @@ def test_settings_that_cannot_be_right_name_their_key(key: str, value: Any) -> N
 
 
 def test_a_full_block_is_read_once_in_its_generation_and_the_last_one_always() -> None:
-    pool, memo = FakePool(2), DigestMemo()
-    name = hashes_of(16)[0]
-    before = memo.digest(pool, 1, 5, 0, name)
-    part = memo.digest(pool, 0, 5, 1, None)
+    pool = FakePool(2)
+    memo = DigestMemo(BlockDigests(pool))
+    full = BlockReference(position=0, index=1, generation=5, hash=hashes_of(16)[0], digest=b"", tokens=16)
+    last = BlockReference(position=1, index=0, generation=5, hash=None, digest=b"", tokens=3)
+    again = replace(full, generation=6)
+    before, part = memo.of([full, last])
+    assert [before, part] == [block_digest(pool.buffer(1), 0, full.hash), block_digest(pool.buffer(0), 1, None)]
     pool.bytes[:, 7] ^= 1
-    assert memo.digest(pool, 1, 5, 0, name) == before == memo.digest(pool, 1, 5, 0, name)
-    assert memo.digest(pool, 0, 5, 1, None) == block_digest(pool.buffer(0), 1, None) != part
-    assert memo.digest(pool, 1, 6, 0, name) == block_digest(pool.buffer(1), 0, name) != before
+    assert memo.of([last, full, full]) == [block_digest(pool.buffer(0), 1, None), before, before]
+    assert memo.of([last]) != [part]
+    assert memo.of([again]) == [block_digest(pool.buffer(1), 0, full.hash)] != [before]

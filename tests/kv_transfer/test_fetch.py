@@ -23,7 +23,7 @@ from cluster_core.identity import BlockHash, Incarnation, WorkerId
 from kv_transfer import exporter as exporter_module
 from kv_transfer.exporter import Exporter
 from kv_transfer.fetcher import Fetcher
-from kv_transfer.importer import Imported, ImportJob
+from kv_transfer.import_job import Imported, ImportJob
 from tests.kv_transfer.fake_pool import ATTEMPT, LAYOUT, REQUEST, hashes_of
 from tests.kv_transfer.handover import EXPORTER_LIFE, SETTINGS
 from tests.kv_transfer.pair import Pair, same, until
@@ -116,7 +116,7 @@ async def test_what_the_lender_has_arrives(fetch: Fetch) -> None:
     assert 0 < report.transfer_s <= report.elapsed_s
     fetch.assert_came(range(BLOCKS))
     assert isinstance(fetch.pair.channel.said[0], OpenFetch)
-    assert isinstance(fetch.pair.channel.said[-1], AcceptBlocks)
+    await until(lambda: isinstance(fetch.pair.channel.said[-1], AcceptBlocks))
     learned = {link.peer: link.imports for link in fetch.pair.importer.links.reports()}
     assert learned == {"decode-1": 1}
 

@@ -53,6 +53,23 @@ async def test_blocks_move_while_the_prefill_runs(pair: Pair) -> None:
     await pair.assert_no_holds()
 
 
+async def test_the_end_goes_with_the_last_blocks_or_by_itself(pair: Pair) -> None:
+    running = pair.start(40)
+    export = pair.exporter.open(REQUEST, ATTEMPT)
+    blocks = sealed_blocks(40)
+    export.seal(blocks[:1])
+    await until(lambda: len(pair.channel.heard) == 2)
+    export.seal(blocks[1:])
+    export.finish(5, (6, 7))
+    imported = await ended(running)
+    assert (imported.first_token_id, imported.fork_token_ids) == (5, (6, 7))
+    last = pair.channel.heard[-1]
+    assert len(pair.channel.heard) == 3
+    assert isinstance(last, BlocksSealed)
+    assert last.finished == ExportFinished(first_token_id=5, fork_token_ids=(6, 7))
+    assert imported.report.exposed_s > 0
+
+
 async def test_only_what_is_lacking_is_moved(pair: Pair) -> None:
     kept = frozenset({0, 1, 3})
     running = pair.start(90, kept=kept)

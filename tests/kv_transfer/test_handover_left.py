@@ -10,7 +10,7 @@ from cluster_core.errors import ExportGone, LegFailed, TransferFailed
 from cluster_core.handoff import BlocksSealed, ExporterMessage, PullBlocks
 from cluster_core.holds import LeaseHold
 from kv_transfer.exporter import Export
-from kv_transfer.importer import Imported, ImportJob
+from kv_transfer.import_job import Imported, ImportJob
 from tests.kv_transfer.fake_pool import ATTEMPT, REQUEST, sealed_blocks
 from tests.kv_transfer.handover import Channel, job_of
 from tests.kv_transfer.pair import TIMEOUT_S, Pair, ended, until
@@ -163,4 +163,4 @@ async def test_who_was_bound_earlier_is_late_even_when_nobody_listens(pair: Pair
     export.seal(sealed_blocks(TOKENS)[4:])
     export.finish(3)
     await ended(running)
-    assert pair.prefill_pool.count(LeaseHold) == 0
+    await until(lambda: pair.prefill_pool.count(LeaseHold) == 0)

@@ -1,15 +1,17 @@
 """What the way between processes of one machine does beyond the contract, and when it is taken."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 
 import numpy as np
 import pytest
 
 from cluster_core.errors import TransferFailed, WorkerLost
-from kv_transfer.host_messages import MOST_ROWS
+from kv_transfer import host_links
+from kv_transfer.host_messages import MOST_ROWS, Fate, answers_of, answers_packets
 from kv_transfer.host_transport import HostPeer, HostTransport
 from kv_transfer.lots import Lot
+from kv_transfer.process_memory import FEW_ROWS
 from kv_transfer.settings import TransferSettings
 from kv_transfer.transport import make_transport
 from kv_transfer.ucx_transport import UcxPeer
@@ -82,13 +84,68 @@ async def test_a_lot_of_more_rows_than_a_packet_names(ends: tuple[HostTransport,
     assert np.array_equal(source.rows, target.rows)
 
 
+@pytest.mark.parametrize("size", [8, 5000, BLOCK_BYTES])
+async def test_many_lots_under_way_at_once(ends: tuple[HostTransport, HostTransport], size: int) -> None:
+    """More packets than one look at the socket takes, and more answers than one packet."""
+    sender, receiver = ends
+    to, by = await sender.connect(receiver.address), await receiver.connect(sender.address)
+    targets = [lot(2, 0, tag=10 * number, size=size) for number in range(1, 201)]
+    landed = [by.receive_lot(target, lambda _: None) for target in targets]
+    sent = [to.send_lot(lot(2, number, tag=10 * number, size=size)) for number in range(1, 201)]
+    async with asyncio.timeout(TIMEOUT_S):
+        await asyncio.gather(*landed, *sent)
+    for number, target in enumerate(targets, start=1):
+        assert (target.rows == number).all()
+
+
+async def test_a_receiver_that_leaves_says_first_what_it_has(ends: tuple[HostTransport, HostTransport]) -> None:
+    sender, receiver = ends
+    landed = (await receiver.connect(sender.address)).receive_lot(lot(3, 0), lambda _: None)
+    sent = (await sender.connect(receiver.address)).send_lot(lot(3, 7))
+    async with asyncio.timeout(TIMEOUT_S):
+        await landed
+        await receiver.close()
+        await sent
+
+
+@pytest.mark.parametrize("count", [1, FEW_ROWS + 1])
+async def test_who_waits_for_blocks_goes_on_before_their_sender_is_told(
+    ends: tuple[HostTransport, HostTransport], monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    sender, receiver = ends
+    order: list[str] = []
+
+    def answers(fates: Sequence[tuple[Fate, int]]) -> Iterator[bytes]:
+        order.append("answer")
+        return answers_packets(fates)
+
+    monkeypatch.setattr(host_links, "answers_packets", answers)
+    landed = (await receiver.connect(sender.address)).receive_lot(lot(count, 0), lambda _: order.append("landed"))
+    landed.add_done_callback(lambda _: order.append("done"))
+    async with asyncio.timeout(TIMEOUT_S):
+        await (await sender.connect(receiver.address)).send_lot(lot(count, 7))
+    assert order == ["landed", "done", "answer"]
+
+
+def test_answers_of_many_offers_go_in_few_packets() -> None:
+    answers = [(Fate.FETCHED, number) for number in range(1500)]
+    packets = list(answers_packets(answers))
+    assert len(packets) == 2
+    assert [answer for packet in packets for answer in answers_of(memoryview(packet))] == answers
+
+
 @pytest.mark.parametrize(
-    ("tls", "host_memory", "kind"),
-    [("", True, HostPeer), ("posix,cma,self,tcp", True, HostPeer), ("self,tcp", True, UcxPeer), ("", False, UcxPeer)],
+    ("tls", "device", "kind"),
+    [
+        ("", "cpu", HostPeer),
+        ("posix,cma,self,tcp", "cpu", HostPeer),
+        ("self,tcp", "cpu", UcxPeer),
+        ("", "cuda", UcxPeer),
+    ],
 )
-async def test_which_way_is_taken_on_one_machine(tls: str, kind: type, *, host_memory: bool) -> None:
+async def test_which_way_is_taken_on_one_machine(tls: str, device: str, kind: type) -> None:
     settings = TransferSettings(ucx_tls=tls)
-    here, there = make_transport(settings), make_transport(settings, host_memory=host_memory)
+    here, there = make_transport(settings), make_transport(settings, device=device)
     await here.start()
     await there.start()
     assert isinstance(await here.connect(there.address), kind)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cluster_core.handoff import HandoffReport
+from cluster_core.handoff import EXACT, HandoffReport
 from cluster_core.identity import Incarnation, WorkerId
 from cluster_core.links import LinkReport, LinkSite
 from kv_transfer.link_book import MOST_LINKS, LinkBook
@@ -42,15 +42,19 @@ def measured(**changes: Any) -> LinkReport:
     return LinkReport(peer=PEER, incarnation=LIFE, transport="ucx", **(values | changes))
 
 
-def moved(megabytes: float, seconds: float, exposed_s: float = 0.002) -> HandoffReport:
+def moved(megabytes: float, seconds: float, exposed_s: float = 0.002, wire_format: str = EXACT) -> HandoffReport:
+    """Return what an import of so many megabytes tells; of rounded blocks a quarter has travelled."""
+    travelled = megabytes if wire_format == EXACT else megabytes / 4
     return HandoffReport(
         moved_blocks=1,
         kept_blocks=0,
-        moved_bytes=round(megabytes * 1e6),
+        moved_bytes=round(travelled * 1e6),
         messages=1,
         transfer_s=seconds,
         exposed_s=exposed_s,
         transport="ucx",
+        exact_bytes=round(megabytes * 1e6),
+        wire_format=wire_format,
     )
 
 
@@ -104,6 +108,23 @@ def test_imports_take_the_place_of_what_was_foreseen() -> None:
     assert book.reports()[0].bytes_per_s == pytest.approx(2e9 * 0.98), "a few bytes say nothing of a rate"
     book.enter(measured())
     assert book.reports()[0].imports == 3, "a second measurement does not void them"
+
+
+def test_rounded_blocks_have_a_rate_of_their_own_in_bytes_of_blocks() -> None:
+    book = LinkBook(BLOCK_BYTES, TransferSettings())
+    foreseen = book.enter(measured())
+    book.learn(PEER, LIFE, moved(40, 0.010, wire_format="int8"))
+    (link,) = book.reports()
+    assert link.rounded_bytes_per_s == pytest.approx(4e9), "of 40 MB, though 10 MB have travelled"
+    assert link.bytes_per_s == foreseen.bytes_per_s, "what exact blocks take has not been shown"
+    assert (link.fixed_s, link.imports) == (0.002, 1)
+    book.learn(PEER, LIFE, moved(40, 0.020, wire_format="int8"))
+    book.learn(PEER, LIFE, moved(0.001, 0.001, wire_format="int8"))
+    book.learn(PEER, LIFE, moved(40, 0.040))
+    (link,) = book.reports()
+    assert link.rounded_bytes_per_s == pytest.approx(4e9 * 0.98)
+    assert link.bytes_per_s < foreseen.bytes_per_s
+    assert book.enter(replace(link, large_in_bytes_per_s=9e9)).rounded_bytes_per_s == 0.0, "too fast to round, perhaps"
 
 
 def test_a_new_life_starts_anew() -> None:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cluster_core.errors import BatonError, ExportGone, TransferFailed
@@ -20,7 +21,7 @@ from kv_transfer.link_probe import LinkProbe, ProbeParts
 from kv_transfer.loopback_transport import LoopbackNetwork, LoopbackTransport
 from kv_transfer.settings import TransferSettings
 from kv_transfer.transport import make_transport
-from tests.kv_transfer.probes import DirectConversation, parts_of
+from tests.kv_transfer.probes import BLOCK_BYTES, DirectConversation, parts_of
 
 TIMEOUT_S = 30.0
 EXPORTER = WorkerId("prefill-0")
@@ -66,6 +67,28 @@ async def test_both_directions_are_measured_and_remembered(pair: tuple[ProbePart
     assert conversation.asked == asked
     assert again == here.book.reports()[0]
     await conversation.close()
+
+
+class OnDevice(np.ndarray[Any, np.dtype[np.uint8]]):
+    """A GPU's memory, as far as one can tell from outside."""
+
+    __cuda_array_interface__: Any = {}  # noqa: RUF012  # the protocol's name for an attribute
+
+    def new_ones(self, size: int) -> "OnDevice":
+        return np.ones(size, np.uint8).view(OnDevice)
+
+
+async def test_bursts_of_a_gpu_come_from_its_pool_and_never_go_into_it(pair: tuple[ProbeParts, ProbeParts]) -> None:
+    probes = []
+    for parts, byte in zip(pair, (3, 5), strict=True):
+        parts.memory.rows = np.full((100, BLOCK_BYTES), byte, np.uint8).view(OnDevice)  # type: ignore[misc]  # a fake's
+        probes.append(LinkProbe(parts))
+    conversation = DirectConversation(probes[1])
+    await probes[0].measure(EXPORTER, pair[1].incarnation, conversation)
+    await conversation.close()
+    for parts, probe, byte in zip(pair, probes, (5, 3), strict=True):
+        assert (probe._scratch()[:BURST_BYTES] == byte).all()
+        assert (parts.memory.rows == 8 - byte).all()
 
 
 async def test_a_bad_moment_is_measured_again_and_the_best_stands(pair: tuple[ProbeParts, ProbeParts]) -> None:

@@ -67,6 +67,25 @@ def test_what_does_not_meet_waits_and_can_be_forgotten() -> None:
     assert ledger.take(offer(100, range(4))) == []
 
 
+def test_the_arrival_of_just_these_tags_is_found_until_it_meets_anything() -> None:
+    ledger: LotLedger[Offer] = LotLedger()
+    first, scattered = arrival(0, range(4)), arrival(10, [0, 2])
+    ledger.post(first)
+    ledger.post(scattered)
+    assert ledger.whole(0, 4) is first
+    assert ledger.whole(0, 3) is None
+    assert ledger.whole(10, 2) is None, "its tags do not follow one another"
+    ledger.take(offer(3, range(1)))
+    assert ledger.whole(0, 4) is None
+    second = arrival(20, range(2))
+    ledger.post(second)
+    ledger.forget(second)
+    assert ledger.whole(20, 2) is None
+    ledger.take(offer(30, range(1)))
+    ledger.post(arrival(30, range(2)))
+    assert ledger.whole(30, 2) is None, "a part of it had been offered before"
+
+
 @given(
     lots=st.permutations(range(24)),
     cuts=st.tuples(*[st.lists(st.integers(1, 23), max_size=4, unique=True).map(sorted)] * 2),

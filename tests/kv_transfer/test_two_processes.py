@@ -12,7 +12,7 @@ import pytest
 
 from cluster_core.errors import WorkerLost
 from cluster_core.handoff import ExporterMessage, ImporterMessage
-from cluster_core.holds import WriterHold
+from cluster_core.holds import Hold, WriterHold
 from kv_transfer.importer import Importer
 from kv_transfer.settings import TransferSettings
 from kv_transfer.transport import make_transport
@@ -74,6 +74,36 @@ async def test_a_long_prompt_arrives_whole(importer: Importer) -> None:
     for block in sealed_blocks(2499):
         if block.hash is not None:
             assert np.array_equal(memory.buffer(block.position), origin.bytes[block.index])
+
+
+class DeadlyPool(FakePool):
+    """Kills a process when the first block has landed in it."""
+
+    victim: Process | None = None
+
+    def release_block(self, index: int, hold: Hold) -> None:
+        super().release_block(index, hold)
+        if self.victim is not None:
+            self.victim.kill()
+            self.victim = None
+
+
+async def test_of_an_exporter_that_dies_between_two_lots_only_whole_blocks_are_trusted() -> None:
+    transport, pool = make_transport(SETTINGS), DeadlyPool(200)
+    await transport.start()
+    importer, job = make_importer(transport, pool, SETTINGS), job_of(2500)
+    pool.victim = process = await _start_exporter(2500)
+    async with asyncio.timeout(TIMEOUT_S):
+        with pytest.raises(WorkerLost):
+            await importer.run(job, PipeChannel(process))
+        await process.wait()
+        while pool.count(WriterHold):  # noqa: ASYNC110  # the pool has no event for it
+            await asyncio.sleep(0)
+    origin, verified = FakePool(200, seed=SEED), job.remains.verified
+    assert len(verified) < len(job.targets)
+    assert all(np.array_equal(pool.buffer(position), origin.bytes[position]) for position in verified)
+    await importer.close()
+    await transport.close()
 
 
 async def test_the_exporters_death_fails_the_handover_and_frees_the_targets(importer: Importer) -> None:

@@ -73,7 +73,9 @@ async def test_over_a_slow_link_blocks_arrive_rounded_and_smaller(
     count = len(sealed_blocks(tokens))
     assert imported.rounded
     assert imported.report.moved_blocks == count
-    assert imported.report.moved_bytes < 0.3 * count * LAYOUT.block_bytes
+    assert imported.report.wire_format == name
+    assert imported.report.exact_bytes == count * LAYOUT.block_bytes
+    assert imported.report.wire_share < 0.3
     exact, here = floats(pair.prefill_pool.bytes[:count]), floats(pair.decode_pool.bytes[4 : 4 + count])
     largest = np.abs(exact).max(axis=2, keepdims=True)
     bound = largest / 254 if name == "int8" else np.maximum(np.abs(exact) / 16, largest / 458_752)
@@ -104,6 +106,7 @@ async def test_blocks_are_bit_exact_unless_both_sides_and_the_link_ask_for_less(
     imported = await ended(running)
     assert not imported.rounded
     assert imported.report.moved_bytes == imported.report.moved_blocks * LAYOUT.block_bytes
+    assert (imported.report.wire_format, imported.report.wire_share) == ("exact", 1.0)
     pair.assert_same(TOKENS)
     assert imported.report.moved_blocks == len(sealed_blocks(TOKENS))
 

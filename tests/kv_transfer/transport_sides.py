@@ -7,6 +7,7 @@ from asyncio import Future
 from collections.abc import Sequence
 from typing import Protocol
 
+from kv_transfer.device_transport import DeviceTransport
 from kv_transfer.host_transport import HostTransport
 from kv_transfer.loopback_transport import LoopbackNetwork, LoopbackTransport
 from kv_transfer.lots import Lot
@@ -15,6 +16,7 @@ from kv_transfer.settings import TransferSettings
 from kv_transfer.transport import Transport, make_transport
 from kv_transfer.ucx_transport import UcxTransport
 from tests.kv_transfer.patterns import pattern, pattern_rows
+from tests.kv_transfer.pretended_device import PretendedMemory
 
 NOTICE_S = 3.0
 TIMEOUT_S = 20.0
@@ -23,6 +25,8 @@ KINDS: tuple[str, ...] = (
     "loopback",
     "host in one process",
     "host in two processes",
+    "device in one process",
+    "device in two processes",
     "ucx in one process",
     "ucx in two processes",
     "either in two processes",
@@ -38,6 +42,8 @@ def new_transport(name: str, network: LoopbackNetwork) -> Transport:
             return LoopbackTransport(network)
         case "host":
             return HostTransport()
+        case "device":
+            return DeviceTransport(PretendedMemory())
         case "ucx":
             return UcxTransport(SETTINGS)
         case "nixl":

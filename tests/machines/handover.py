@@ -20,7 +20,8 @@ from inference_engine.block_pool import NoFreeBlocks
 from inference_engine.sequence import FilledBlock
 from kv_transfer.export_memory import SealedBlock
 from kv_transfer.exporter import Exporter
-from kv_transfer.importer import Imported, Importer
+from kv_transfer.import_job import Imported
+from kv_transfer.importer import Importer
 from tests.fake_engine import FAKE_LAYOUT
 from tests.machines.handover_sides import POOL_BLOCKS, PROMPTS, SETTINGS, SIZE, Handover, Site, import_job, kv_of
 from tests.machines.held_transport import HeldNetwork, HeldTransport
@@ -149,7 +150,6 @@ class HandoverMachine(RuleBasedStateMachine):
                 assert slot == kv_of(handover.prompt, position), "wrong KV was accepted"
             writing.advance(writing.pending)
             handover.taken_over = True
-            handover.channel.hang_up()
         writing.give_back()
 
     @precondition(lambda self: any(one.reading is not None for one in self.handovers))

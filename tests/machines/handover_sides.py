@@ -9,7 +9,7 @@ from cluster_core.identity import Attempt, Incarnation, RequestId, WorkerId
 from inference_engine.block_pool import BlockPool, NoFreeBlocks
 from inference_engine.sequence import TokenSequence
 from kv_transfer.exporter import Export
-from kv_transfer.importer import Imported, ImportJob
+from kv_transfer.import_job import Imported, ImportJob
 from kv_transfer.settings import TransferSettings
 from tests.fake_engine import FAKE_LAYOUT, KV_BYTES, FakeMemory
 from tests.machines.held_channel import HeldChannel

@@ -5,14 +5,14 @@ from collections import deque
 from collections.abc import AsyncIterator
 
 from cluster_core.errors import WorkerLost
-from cluster_core.handoff import BlocksSealed, ExporterMessage, ImporterMessage
+from cluster_core.handoff import AcceptBlocks, BlocksSealed, ExporterMessage, ImporterMessage
 from kv_transfer.exporter import Exporter
 
 END = None
 
 
 class HeldChannel:
-    """See `kv_transfer.importer.HandoffChannel`; ``requests`` and ``answers`` are on their way."""
+    """See `kv_transfer.import_job.HandoffChannel`; ``requests`` and ``answers`` are on their way."""
 
     def __init__(self) -> None:
         self.requests: deque[ImporterMessage | None] = deque()
@@ -27,6 +27,8 @@ class HeldChannel:
             reason = "the stream is broken"
             raise WorkerLost(reason)
         self.requests.append(message)
+        if isinstance(message, AcceptBlocks):
+            self.requests.append(END)
 
     async def receive(self) -> ExporterMessage:
         message = await self._at_importer.get()
@@ -55,10 +57,6 @@ class HeldChannel:
     async def _requests(self) -> AsyncIterator[ImporterMessage]:
         while (message := await self._at_exporter.get()) is not END:
             yield message
-
-    def hang_up(self) -> None:
-        """End the importer's side after what it has said."""
-        self.requests.append(END)
 
     def cancel(self) -> None:
         """End the call at once, as a cancel does: what is on its way is lost."""

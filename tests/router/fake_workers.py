@@ -192,7 +192,14 @@ class FakeWorker(
             if handed_over:
                 await self.before_handoff(0)
                 report = pb.HandoffReport(
-                    moved_blocks=1, moved_bytes=64, messages=1, transfer_s=2e-6, exposed_s=5e-7, transport="loopback"
+                    moved_blocks=1,
+                    moved_bytes=64,
+                    messages=1,
+                    transfer_s=2e-6,
+                    exposed_s=5e-7,
+                    transport="loopback",
+                    wire_format="fp8",
+                    exact_bytes=128,
                 )
                 yield pb.DecodeEvent(handoff=report)
             else:

@@ -13,7 +13,15 @@ from cluster_core.identity import Incarnation, Role, WorkerId
 from cluster_core.placement import Local, Split
 from cluster_core.workers import WorkerLoad, WorkerRecord
 from router.balancer import KEPT_CANDIDATES, Choice, can_ever_fit, choose
-from router.cost_model import Assigned, Coefficients, RequestSize, WorkerView, link_speed, missing_bytes
+from router.cost_model import (
+    Assigned,
+    Coefficients,
+    RequestSize,
+    WorkerView,
+    handover_speed,
+    link_speed,
+    missing_bytes,
+)
 from router.settings import RouterSettings
 from tests.router.fake_workers import LAYOUT, MODEL
 
@@ -78,6 +86,17 @@ def test_a_link_is_as_fast_as_its_importer_knows_and_else_like_the_workers_other
     importer = replace(view("d0"), links={WorkerId("p0"): (0.001, 5e6)})
     assert link_speed(importer, WorkerId("p0"), SPEED) == (0.001, 5e6)
     assert link_speed(importer, WorkerId("p1"), SPEED) == (0.004, 1e6)
+
+
+def test_a_handover_of_rounded_blocks_is_foreseen_by_what_such_took_and_a_fetch_by_the_link() -> None:
+    p0, p1 = WorkerId("p0"), WorkerId("p1")
+    importer = replace(view("d0"), links={p0: (0.004, 1e4), p1: (0.004, 2e4)}, rounding_links={p0: (0.004, 3e4)})
+    assert (handover_speed(importer, p0, SPEED), handover_speed(importer, p1, SPEED)) == ((0.004, 3e4), (0.004, 2e4))
+    assert link_speed(importer, p0, SPEED) == (0.004, 1e4)
+    choice = chosen(size(), view("p0"), view("p1"), importer, settings=replace(SETTINGS, placement="split"))
+    assert choice.chosen.placement == Split(prefill=p0, decode=WorkerId("d0"))
+    exposed_s = 0.004 + 320 * LAYOUT.token_bytes / 3e4 - terms(choice)["prefill"]
+    assert terms(choice)["transfer"] == pytest.approx(exposed_s)
 
 
 def test_the_pair_with_the_faster_link_wins() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -17,10 +18,13 @@ from cluster_core.errors import (
     TransferFailed,
     WorkerLost,
 )
-from cluster_core.identity import WorkerId
+from cluster_core.identity import Role, WorkerId
 from cluster_rpc.v1 import cluster_pb2
+from router import attempt_run
+from router.attempt_run import AttemptRun
+from router.legs import Leg
 from tests.router.fake_workers import FakeWorker, answer
-from tests.router.router_harness import SETTINGS, RouterHarness, running_router
+from tests.router.router_harness import PATIENCE_S, SETTINGS, RouterHarness, running_router
 
 PROMPT = [1, 2, 3, 4, 5]
 TOKENS = 12
@@ -126,6 +130,39 @@ async def test_a_local_answer_is_resumed_elsewhere(place: int) -> None:
         decodes[0].on_token = decodes[1].on_token = _first_of(decodes, place)
         got = await router.generate(PROMPT, TOKENS)
         assert got.token_ids == answer(PROMPT, TOKENS)
+
+
+async def test_what_a_superseded_worker_still_writes_is_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    admitted, superseded = asyncio.Event(), asyncio.Event()
+    note, close = Leg._note, AttemptRun.close
+
+    def note_and_tell(leg: Leg, event: Any) -> None:
+        note(leg, event)
+        if leg.role is Role.DECODE:
+            admitted.set()
+
+    async def tell_and_close(run: AttemptRun, patience_s: float) -> None:
+        superseded.set()
+        await close(run, patience_s)
+
+    async def fail(_: int) -> None:
+        await admitted.wait()
+        await raising(WorkerLost("prefill-0 is lost"))()
+
+    async def go_on_afterwards(_: int) -> None:
+        await superseded.wait()
+
+    monkeypatch.setattr(Leg, "_note", note_and_tell)
+    monkeypatch.setattr(AttemptRun, "close", tell_and_close)
+    monkeypatch.setattr(attempt_run, "LAST_WORDS_S", PATIENCE_S)
+    async with running_router() as router:
+        decode, prefill = await router.add("decode-0"), await router.add("prefill-0")
+        prefill.on_prefill, decode.before_handoff = fail, go_on_afterwards
+        got = await router.generate(PROMPT, TOKENS, request_id="r")
+        assert got.token_ids == answer(PROMPT, TOKENS)
+        assert await outcomes(router, "r") == ["WorkerLost", "finished"]
+        response = await router.cluster.ListWorkers(cluster_pb2.ListWorkersRequest())
+        assert response.late_tokens == TOKENS - 1, "all that the first attempt's decode worker has written"
 
 
 async def test_a_worker_that_dies_after_the_last_token_has_not_failed() -> None:

@@ -153,7 +153,7 @@ async def test_who_cannot_measure_who_moves_otherwise_and_who_is_refused_are_lef
         apart.record = replace(apart.record, transport="nixl", incarnation=Incarnation(99))
         apart.incarnation = Incarnation(99)
         router.register()
-        await router.until(lambda: router.core.membership.find(WorkerId("prefill-2")).alive)  # type: ignore[union-attr]
+        await router.until(lambda: router.core.membership.is_heard(Incarnation(99)))
         async with surveying(router) as survey:
             assert await survey.wait_until_measured(PATIENCE_S)
             await router.until(lambda: all(each.settled for each in survey._links.values()))
@@ -167,6 +167,8 @@ async def test_what_a_worker_knows_of_its_links_is_what_placing_goes_by() -> Non
             peer=WorkerId("prefill-0"), incarnation=Incarnation(5), transport="ucx", fixed_s=0.002, bytes_per_s=3e9
         )
         unmeasured = LinkReport(peer=WorkerId("prefill-1"), incarnation=Incarnation(6), transport="ucx")
-        await router.add("decode-0", load=WorkerLoad(links=(known, unmeasured)))
+        rounds = replace(known, peer=WorkerId("prefill-2"), bytes_per_s=1e8, rounded_bytes_per_s=2e8)
+        await router.add("decode-0", load=WorkerLoad(links=(known, unmeasured, rounds)))
         (view,) = router.core.membership.ready_views()
-        assert view.links == {"prefill-0": (0.002, 3e9)}
+        assert view.links == {"prefill-0": (0.002, 3e9), "prefill-2": (0.002, 1e8)}
+        assert view.rounding_links == {"prefill-2": (0.002, 2e8)}

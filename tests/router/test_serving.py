@@ -170,6 +170,7 @@ async def test_placements_are_explained_and_bounded() -> None:
         assert len(attempt.candidates) == 2
         assert attempt.chosen.total_s == pytest.approx(sum(term.seconds for term in attempt.chosen.terms))
         assert attempt.handoff.moved_bytes == 64
+        assert (attempt.handoff.wire_format, attempt.handoff.exact_bytes) == ("fp8", 128)
         assert [span.name for span in attempt.spans] == ["queue", "prefill", "transfer", "decode"]
         assert all(0 <= span.start_s <= span.end_s for span in attempt.spans)
 

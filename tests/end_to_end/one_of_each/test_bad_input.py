@@ -1,7 +1,7 @@
 """What a cluster cannot serve gets its status, the field's name, and leaves nothing behind."""
 
 import math
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -12,34 +12,17 @@ from grpc_status import rpc_status
 from cluster_rpc.client import BatonClient
 from cluster_rpc.v1 import generation_pb2 as pb
 from cluster_rpc.v1.generation_pb2_grpc import GenerationServiceStub
-from tests.cluster_harness import RunningCluster, running_cluster
-from tests.end_to_end.clusters import at_rest, cluster_config
-from tests.model_fixtures import make_model, prompt_tokens
+from tests.end_to_end.clusters import at_rest
+from tests.end_to_end.one_of_each.conftest import POOL_BLOCKS, Served
+from tests.model_fixtures import prompt_tokens
 
 CONTEXT = 4096
-POOL_BLOCKS = 128
 POOL_TOKENS = POOL_BLOCKS * 16
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCluster]:
-    folder = tmp_path_factory.mktemp("bad_input")
-    model = make_model(folder / "model", "llama")
-    config = cluster_config(
-        folder,
-        model,
-        cluster={"decode": 1},
-        router={"watch_period_s": 0.05},
-        prefill={"total_blocks": POOL_BLOCKS},
-        decode={"total_blocks": POOL_BLOCKS},
-    )
-    with running_cluster(config, folder) as running:
-        yield running
-
-
 @pytest.fixture
-async def channel(cluster: RunningCluster) -> AsyncIterator[grpc.aio.Channel]:
-    async with grpc.aio.insecure_channel(cluster.address) as opened:
+async def channel(served: Served) -> AsyncIterator[grpc.aio.Channel]:
+    async with grpc.aio.insecure_channel(served.cluster.address) as opened:
         yield opened
 
 
@@ -94,25 +77,25 @@ def violated_field(error: grpc.aio.AioRpcError) -> str:
     return ""
 
 
-async def nothing_left(cluster: RunningCluster) -> None:
-    async with BatonClient(cluster.address) as client:
+async def nothing_left(served: Served) -> None:
+    async with BatonClient(served.cluster.address) as client:
         view = await at_rest(client)
     assert view.queued_requests == 0
     assert [worker.state for worker in view.workers] == ["ready", "ready"]
 
 
 @pytest.mark.parametrize("case", CASES)
-async def test_a_request_that_cannot_be_served(cluster: RunningCluster, channel: grpc.aio.Channel, case: str) -> None:
+async def test_a_request_that_cannot_be_served(served: Served, channel: grpc.aio.Channel, case: str) -> None:
     message, expected_code, field = CASES[case]
     code, text, violated = await refused(channel, message)
     assert code is expected_code, text
     assert violated == field, text
     assert field in text
     assert "\n" not in text
-    await nothing_left(cluster)
+    await nothing_left(served)
 
 
-async def test_text_that_is_not_utf_8(cluster: RunningCluster, channel: grpc.aio.Channel) -> None:
+async def test_text_that_is_not_utf_8(served: Served, channel: grpc.aio.Channel) -> None:
     raw = b"\x22\x03a\xff\xfe"  # field 4, `text`, three bytes
     call = channel.unary_stream(
         "/cluster_rpc.v1.GenerationService/Generate", request_serializer=bytes, response_deserializer=bytes
@@ -122,11 +105,11 @@ async def test_text_that_is_not_utf_8(cluster: RunningCluster, channel: grpc.aio
             pass
     assert caught.value.code() is INVALID
     assert violated_field(caught.value) == "text"
-    await nothing_left(cluster)
+    await nothing_left(served)
 
 
-async def test_an_id_that_a_live_request_has(cluster: RunningCluster, channel: grpc.aio.Channel) -> None:
-    async with BatonClient(cluster.address) as client:
+async def test_an_id_that_a_live_request_has(served: Served, channel: grpc.aio.Channel) -> None:
+    async with BatonClient(served.cluster.address) as client:
         stream = client.generate(
             prompt_tokens(20), max_tokens=1_000, temperature=0.0, ignore_eos=True, request_id="twin"
         )

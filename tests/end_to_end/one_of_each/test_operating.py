@@ -2,50 +2,17 @@
 
 import asyncio
 import json
-import os
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import aclosing
-from dataclasses import dataclass
 
 import pytest
 
 from cluster_core.errors import Cancelled, DeadlineExceeded
 from cluster_core.identity import Role
 from cluster_rpc.client import BatonClient
-from tests.cluster_harness import RunningCluster, running_cluster
-from tests.end_to_end.clusters import at_rest, cluster_config
-from tests.end_to_end.oracle import Oracle
-from tests.model_fixtures import make_model, prompt_tokens
-
-
-@dataclass(frozen=True)
-class Served:
-    cluster: RunningCluster
-    oracle: Oracle
-
-    def baton(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
-        """Run a command as a user of this machine would."""
-        return subprocess.run(
-            [sys.executable, "-m", "cluster_launcher", *arguments],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-            env=dict(os.environ, XDG_RUNTIME_DIR=str(self.cluster.folder)),
-        )
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory, shared_ray: str) -> Iterator[Served]:
-    folder = tmp_path_factory.mktemp("operating")
-    model = make_model(folder / "model", "llama")
-    config = cluster_config(
-        folder, model, cluster={"ray_address": shared_ray, "decode": 1}, router={"placement": "auto"}
-    )
-    with running_cluster(config, folder) as cluster:
-        yield Served(cluster, Oracle(model))
+from tests.end_to_end.clusters import at_rest
+from tests.end_to_end.one_of_each.conftest import Served
+from tests.model_fixtures import prompt_tokens
 
 
 @pytest.fixture
