@@ -1,34 +1,35 @@
-"""The lists by which tests are shared among processes name files that are there, and all that start clusters."""
+"""The lists by which tests are shared among processes name files that are there, and all that start clusters on Ray."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.distribution import LONG, PROCESSES, rank_of, unit_of
+from tests.distribution import BY_HAND, LONG, ON_RAY, rank_of, unit_of
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "tests").rglob("test_*.py"))]
-STARTS_CLUSTERS = ("running_cluster(", "RayCluster(")
+OF_A_CLUSTER_ON_RAY = ("running_cluster(", "shared_ray")
 
 
-@pytest.mark.parametrize("named", PROCESSES + LONG)
+def on_ray(file: str) -> bool:
+    text = (ROOT / file).read_text()
+    return not file.startswith("tests/house/") and any(word in text for word in OF_A_CLUSTER_ON_RAY)
+
+
+@pytest.mark.parametrize("named", [ON_RAY, *LONG])
 def test_what_is_named_is_there(named: str) -> None:
     assert any(file.startswith(named) for file in FILES)
 
 
-def test_no_two_clusters_run_at_once() -> None:
-    outside = [
-        file
-        for file in FILES
-        if unit_of(f"{file}::test") == file
-        and not file.startswith(("tests/deploy/", "tests/house/"))
-        and any(start in (ROOT / file).read_text() for start in STARTS_CLUSTERS)
-    ]
-    assert not outside, "name them in PROCESSES of tests/distribution.py"
+def test_clusters_on_ray_are_one_unit_and_it_begins_first() -> None:
+    outside = [file for file in FILES if on_ray(file) and unit_of(f"{file}::test") != ON_RAY]
+    assert not outside, "move them to tests/end_to_end"
+    assert not [file for file in BY_HAND if on_ray(file)]
+    assert {file for file in FILES if rank_of(f"{file}::test[1-a]") == 0} == {
+        file for file in FILES if unit_of(f"{file}::test[1-a]") == ON_RAY
+    }
 
 
-def test_clusters_begin_first_and_files_stay_whole() -> None:
-    ranks = {file: rank_of(f"{file}::test[1-a]") for file in FILES}
-    assert {rank for file, rank in ranks.items() if file.startswith(PROCESSES)} == {0}
-    assert all(rank > 0 for file, rank in ranks.items() if not file.startswith(PROCESSES))
+def test_other_files_stay_whole() -> None:
     assert unit_of("tests/router/test_ledger.py::test_a[b::c]") == "tests/router/test_ledger.py"
+    assert unit_of(f"{BY_HAND[0]}::test") == BY_HAND[0]

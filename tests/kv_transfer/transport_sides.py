@@ -18,7 +18,7 @@ from kv_transfer.ucx_transport import UcxTransport
 from tests.kv_transfer.patterns import pattern, pattern_rows
 from tests.kv_transfer.pretended_device import PretendedMemory
 
-NOTICE_S = 3.0
+NOTICE_S = 1.0
 TIMEOUT_S = 20.0
 SETTINGS = TransferSettings(ucx_keepalive_s=0.2)
 KINDS: tuple[str, ...] = (
