@@ -2,7 +2,8 @@
 
 A unit is what one worker runs from beginning to end: a file of tests, so that its fixtures are made once; or all files
 whose clusters run on Ray, so that the Ray that most of them attach to starts once and two cores have one of them to
-carry. Units that take long begin first: one that began last would leave the other worker idle.
+carry; and with those the grid of failures, whose deadlines are missed where a cluster starts beside it. Units that take
+long begin first: one that began last would leave the other worker idle.
 
 pytest-xdist has groups of its own (``--dist loadgroup``), which it writes into the names of tests. From pytest 9.2 on
 that has no effect, and says nothing.
@@ -11,11 +12,11 @@ that has no effect, and says nothing.
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]  # the library has no types
 
 ON_RAY = "tests/end_to_end/"
+WITH_THEM = "tests/failure_grid/"
 BY_HAND = ("tests/end_to_end/test_fetch.py", "tests/end_to_end/test_without_ray.py")
 """Where the processes are started without Ray, among files where they run on it."""
 
 LONG = (
-    "tests/failure_grid/",
     "tests/cluster_launcher/test_ray_cluster.py",
     "tests/decode_worker/test_processes.py",
     *BY_HAND,
@@ -36,7 +37,7 @@ LONG = (
 def unit_of(nodeid: str) -> str:
     """Return the unit that a test belongs to."""
     path = nodeid.partition("::")[0]
-    return ON_RAY if path.startswith(ON_RAY) and path not in BY_HAND else path
+    return ON_RAY if path.startswith((ON_RAY, WITH_THEM)) and path not in BY_HAND else path
 
 
 def rank_of(nodeid: str) -> int:

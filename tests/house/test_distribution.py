@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distribution import BY_HAND, LONG, ON_RAY, rank_of, unit_of
+from tests.distribution import BY_HAND, LONG, ON_RAY, WITH_THEM, rank_of, unit_of
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "tests").rglob("test_*.py"))]
@@ -16,7 +16,7 @@ def on_ray(file: str) -> bool:
     return not file.startswith("tests/house/") and any(word in text for word in OF_A_CLUSTER_ON_RAY)
 
 
-@pytest.mark.parametrize("named", [ON_RAY, *LONG])
+@pytest.mark.parametrize("named", [ON_RAY, WITH_THEM, *LONG])
 def test_what_is_named_is_there(named: str) -> None:
     assert any(file.startswith(named) for file in FILES)
 
