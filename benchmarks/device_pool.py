@@ -79,7 +79,7 @@ class _PoolMemory:
         return self.rows[index]
 
     def clear_unused(self, index: int, tokens: int) -> None:
-        raise NotImplementedError
+        """All blocks are full."""
 
 
 class LotDigests:

@@ -102,7 +102,8 @@ class DevicePool(FakePool):
         return torch.from_numpy(self.bytes).as_subclass(OnDevice)
 
     def buffer(self, index: int) -> Any:
-        raise NotImplementedError
+        message = f"block {index} was read by the host"
+        raise AssertionError(message)
 
 
 def references(indices: list[int], generation: int = 5) -> list[BlockReference]:
