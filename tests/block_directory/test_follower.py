@@ -51,7 +51,7 @@ async def test_what_was_there_before_and_what_comes_after_is_known(directory: Bl
     await router.follower.start()
     await eventually(lambda: router.holds(1, 2) == {"decode-0": 2})
     assert router.workers() == [first]
-    assert not router.follower.degraded
+    await eventually(lambda: not router.follower.degraded)
     await enter(directory, second, 1)
     await directory.publish(second.worker_id, second.incarnation, 2, [stored(2, 3), removed(3)])
     await directory.publish(first.worker_id, first.incarnation, 2, [removed(2)])

@@ -13,10 +13,10 @@ AT_REST_S = 30.0
 def cluster_config(folder: Path, model: Path | None, **changes: dict[str, object]) -> Path:
     """Write a configuration for one prefill and two decode workers on this machine; ``changes`` go over it.
 
-    Without a ``model`` they serve hashes.
+    Without a ``model`` they serve hashes. A worker that the tests of a module kill again and again is not given up.
     """
     sections: dict[str, dict[str, object]] = {
-        "cluster": {"name": "test", "prefill": 1, "decode": 2},
+        "cluster": {"name": "test", "prefill": 1, "decode": 2, "restart_budget": 100},
         "model": {"implementation": "hash"} if model is None else {"path": str(model)},
         "engine": {"dtype": "float32", "threads": 1},
         "router": {"port": 0, "placement": "split"},
