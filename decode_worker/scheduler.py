@@ -341,7 +341,7 @@ class DecodeScheduler:
         report = imported.report
         self._rates.transfer_took(report.exact_bytes, report.transfer_s, report.exposed_s)
         answer.sequence.private = imported.rounded
-        answer.sequence.advance(answer.sequence.pending)
+        answer.sequence.complete()
         answer.stream.put(HandedOver(report=report))
         self._run(answer)
         for fork, first, _ in self._fork(answer, imported.fork_token_ids, ()):

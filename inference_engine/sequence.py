@@ -140,14 +140,19 @@ class TokenSequence:
         """
         self.computed += count
         assert self.computed <= len(self.token_ids), "more computed than there is"
-        first, self._filled = self._filled, self.computed // self.block_size_tokens
-        if not self.private and first < self._filled:
-            for block in self._blocks(first, self._filled):
-                self._pool.seal(block.index, block.hash, self._tokens_of(block.position))
+        first = self._filled
+        self._seal_filled()
         gained = self._useful(first, self._filled) if first < self._filled else []
         if self._window_tokens:
             self._drop(self._first_read(self.computed))
         return gained
+
+    def complete(self) -> None:
+        """Count all tokens as computed. What became full is sealed later: by the next `advance`, or `give_back`.
+
+        Of a long prompt that has been imported, sealing takes a millisecond in which its first step could begin.
+        """
+        self.computed = len(self.token_ids)
 
     def append(self, token_id: int) -> None:
         """Add a token that was drawn."""
@@ -205,12 +210,21 @@ class TokenSequence:
 
     def give_back(self) -> None:
         """Give every block back, the last first, so that the cache forgets the end of a chain before its beginning."""
+        self._seal_filled()
         for index in reversed(self.block_table[self.dropped :]):
             self._pool.release_block(index, self._hold)
         self.block_table.clear()
         self.computed = self.cached = 0
         self.dropped = self._filled = 0
         self.private = False  # what is computed from the tokens anew is exact
+
+    def _seal_filled(self) -> None:
+        first, self._filled = self._filled, self.computed // self.block_size_tokens
+        if self.private or first >= self._filled:
+            return
+        hashes = self.hashes()
+        for position in range(first, self._filled):
+            self._pool.seal(self.block_table[position], hashes[position], self._tokens_of(position))
 
     def _first_read(self, tokens: int) -> int:
         return first_block_in_window(tokens, self._window_tokens, self.block_size_tokens)

@@ -125,7 +125,7 @@ class PrefillScheduler:
         if not self._reading:
             return None
         for prompt in self._reading:
-            self._export(prompt, self._attach_cached(prompt))
+            self._export(prompt, self._attach_cached(prompt), ends=False)
         settings = self._parts.settings
         pending = [prompt.sequence.pending for prompt in self._reading]
         counts = share_budget(pending, settings.token_budget, settings.chunk_tokens)
@@ -146,7 +146,7 @@ class PrefillScheduler:
             if drawn.prompt_logprobs:
                 position = prompt.sequence.computed + 1
                 prompt.told.put_nowait(PartRead(position=position, logprobs=drawn.prompt_logprobs))
-            self._export(prompt, prompt.sequence.advance(count))
+            self._export(prompt, prompt.sequence.advance(count), ends=bool(drawn.token_ids))
             if drawn.token_ids:
                 self._finish(prompt, drawn)
         self._on_change()
@@ -256,7 +256,7 @@ class PrefillScheduler:
         except NoFreeBlocks:
             prompt.sequence.give_back()
             return False
-        self._export(prompt, cached)
+        self._export(prompt, cached, ends=False)
         return True
 
     def _attach_cached(self, prompt: Prompt) -> list[FilledBlock]:
@@ -265,24 +265,20 @@ class PrefillScheduler:
             return []
         return prompt.sequence.attach_cached(len(prompt.order.prompt_token_ids) - 1)
 
-    def _export(self, prompt: Prompt, filled: Sequence[FilledBlock]) -> None:
+    def _export(self, prompt: Prompt, filled: Sequence[FilledBlock], *, ends: bool) -> None:
+        """Offer blocks that are full and, where the prompt ``ends``, the last one, which need not be."""
         size = self._parts.capacity.layout.block_size_tokens
-        if filled:
+        blocks = [
+            SealedBlock(position=block.position, index=block.index, hash=block.hash, tokens=size) for block in filled
+        ]
+        if ends and (rest := len(prompt.order.prompt_token_ids) % size):
+            table = prompt.sequence.block_table
+            blocks.append(SealedBlock(position=len(table) - 1, index=table[-1], hash=None, tokens=rest))
+        if blocks:
             hit("p.seal")
-            prompt.export.seal(
-                [
-                    SealedBlock(position=block.position, index=block.index, hash=block.hash, tokens=size)
-                    for block in filled
-                ]
-            )
+            prompt.export.seal(blocks)
 
     def _finish(self, prompt: Prompt, drawn: SliceResult) -> None:
-        length = len(prompt.order.prompt_token_ids)
-        rest = length % self._parts.capacity.layout.block_size_tokens
-        if rest:
-            index = prompt.sequence.block_table[-1]
-            position = len(prompt.sequence.block_table) - 1
-            prompt.export.seal([SealedBlock(position=position, index=index, hash=None, tokens=rest)])
         token_ids = (*drawn.token_ids, *drawn.fork_token_ids)
         prompt.export.finish(token_ids[0], token_ids[1:])
         compute_s = self._parts.clock() - prompt.started_s

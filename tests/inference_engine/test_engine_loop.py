@@ -2,10 +2,12 @@
 
 import asyncio
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from inference_engine.engine_loop import EngineLoop
+from inference_engine.engine_loop import GIVE_WAY_S, EngineLoop
 from inference_engine.step import SequenceSlice, StepPlan, StepResult
 from inference_engine.step_faults import BrokenLogits
 from tests.fake_engine import FakeEngine
@@ -43,6 +45,20 @@ async def until(work: CountedWork, left: int) -> None:
         while work.left > left:
             work.changed.clear()
             await work.changed.wait()
+
+
+@pytest.mark.parametrize("own_thread", [True, False])
+async def test_it_lets_a_thread_of_its_own_begin_a_step(monkeypatch: pytest.MonkeyPatch, *, own_thread: bool) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    work = CountedWork(3)
+    with ThreadPoolExecutor(1) as others:
+        thread = None if own_thread else others
+        loop = EngineLoop(engine=FakeEngine(2), work=work, on_broken=pytest.fail, thread=thread)
+        loop.start()
+        await until(work, 0)
+        await loop.close()
+    assert slept == [GIVE_WAY_S] * 3 * own_thread
 
 
 async def test_it_steps_while_there_is_work_and_again_when_woken() -> None:

@@ -53,6 +53,33 @@ def test_tokens_that_were_drawn_extend_the_chain() -> None:
     assert filled.hash == chain_hashes(ROOT, [1, 2, 3, 4], 4)[0]
 
 
+@pytest.mark.parametrize("ends_at_once", [False, True])
+def test_what_was_completed_elsewhere_is_sealed_after_the_next_step_or_at_the_end(*, ends_at_once: bool) -> None:
+    pool, tokens = BlockPool(8), list(range(10))
+    sequence = make(pool, tokens)
+    sequence.reserve(11)
+    sequence.complete()
+    assert (sequence.pending, pool.cached_hashes()) == (0, [])
+    if not ends_at_once:
+        sequence.append(10)
+        sequence.advance(1)
+        assert pool.cached_hashes() == chain_hashes(ROOT, tokens, 4)
+    sequence.give_back()
+    assert pool.cached_hashes() == chain_hashes(ROOT, tokens, 4)
+    assert pool.counts().held == 0
+    pool.audit()
+
+
+def test_what_came_rounded_is_not_sealed_at_the_end() -> None:
+    pool = BlockPool(8)
+    sequence = make(pool, list(range(10)))
+    sequence.reserve(11)
+    sequence.private = True
+    sequence.complete()
+    sequence.give_back()
+    assert pool.cached_hashes() == []
+
+
 def test_a_block_sealed_meanwhile_replaces_the_reserved_one() -> None:
     pool = BlockPool(8)
     slow, fast = make(pool, list(range(10)), "slow"), make(pool, list(range(10)), "fast")

@@ -39,6 +39,7 @@ class RecordedExport:
         self.claimed = claimed
         self.over = False
         self.sealed: list[SealedBlock] = []
+        self.sealings = 0
         self.first_token_id: int | None = None
         self.fork_token_ids: tuple[int, ...] = ()
         self.reason: str | None = None
@@ -49,6 +50,7 @@ class RecordedExport:
         for block in blocks:
             self._pool.acquire(block.index, self.lease)
         self.sealed += blocks
+        self.sealings += 1
 
     def finish(self, first_token_id: int, fork_token_ids: tuple[int, ...] = ()) -> None:
         self.first_token_id = first_token_id
@@ -126,6 +128,7 @@ async def test_first_token_and_exported_blocks_are_those_of_one_engine(length: i
     expected = fake_answer(tokens, GREEDY)[0]
     assert await first_token(prompt) == export.first_token_id == expected
     assert [block.position for block in export.sealed] == list(range(FAKE_LAYOUT.blocks_for(length)))
+    assert export.sealings == -(-length // SMALL.chunk_tokens), "what a step filled is sealed in one go"
     hashes = [block.hash for block in export.sealed]
     assert hashes[: length // 4] == chain_hashes(ROOT, tokens, 4)
     if length % 4:
