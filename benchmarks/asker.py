@@ -24,6 +24,8 @@ class Seen:
     """From the first token to the second: the hand-over and a step."""
     later_gap_s: float
     """The median gap between later tokens: a step."""
+    quiet_gap_s: float
+    """From the third token to the fourth, one such gap: nothing is handed over in it."""
     handover_s: float
     """The router's word for the difference."""
     transfer_s: float = 0.0
@@ -34,6 +36,11 @@ class Seen:
     def second_gap_s(self) -> float:
         """Return the hand-over as the client sees it."""
         return self.first_gap_s - self.later_gap_s
+
+    @property
+    def jitter_s(self) -> float:
+        """Return what the same difference is where nothing is handed over."""
+        return self.quiet_gap_s - self.later_gap_s
 
 
 class Asker:
@@ -76,6 +83,7 @@ class Asker:
             total_s=arrivals[-1] - started,
             first_gap_s=gaps[0],
             later_gap_s=statistics.median(gaps[1:]),
+            quiet_gap_s=gaps[2],
             handover_s=completion.timings.handover_s,
             transfer_s=attempt.handoff.transfer_s if attempt.handoff else 0.0,
             exposed_s=attempt.handoff.exposed_s if attempt.handoff else 0.0,

@@ -69,6 +69,7 @@ CASES = (
         for what in ("handover", "second_gap")
         for against in ("memcpy", "median", "p99")
     ),
+    *(f"serve.second_gap.{prompts.tokens}.jitter" for prompts in PROMPTS),
     *(f"serve.second_token.{prompts.tokens}" for prompts in PROMPTS),
     *(f"serve.exposed.{prompts.tokens}" for prompts in PROMPTS if prompts.shows_exposed),
     f"serve.ttft.{CACHED_PROMPT_TOKENS}.cached",
@@ -130,6 +131,9 @@ async def _length_rows(split: Asker, local: Asker, prompts: Prompts, *, quick: b
     rows = [_in_ms(f"serve.ttft.{tokens}", ttft_s, "local placement", other_s)]
     for what in ("handover", "second_gap"):
         rows += _handover_rows(f"serve.{what}.{tokens}", _values(ours, f"{what}_s"), statistics.median(copies))
+    jitter = "the same of a gap in which nothing is handed over"
+    slowest_s, quiet_s = (p99(_values(ours, field)) for field in ("second_gap_s", "jitter_s"))
+    rows.append(_in_ms(f"serve.second_gap.{tokens}.jitter", slowest_s, jitter, max(quiet_s, RESOLUTION_S)))
     gap_s, later_s = (statistics.median(_values(ours, field)) for field in ("first_gap_s", "later_gap_s"))
     rows.append(_in_ms(f"serve.second_token.{tokens}", gap_s, "the gaps after it", later_s).aiming_at(1 / PENALTY_AIM))
     if prompts.shows_exposed:
