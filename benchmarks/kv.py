@@ -23,7 +23,7 @@ from benchmarks.kv_receiver import Handovers, Receiver, both_sides
 from benchmarks.nixl_sides import OPERATIONS, NixlPair, installed, nixl_pair
 from benchmarks.rounds import Measurement, against, in_turn
 
-TCP_SIZES = ("64KiB", "192KiB", "1MiB")
+TCP_SIZES = DIGEST_SIZES = ("64KiB", "192KiB", "1MiB")
 MANY = 2000
 PEER_IN_FLIGHT = 64
 """Messages that `ucx_perftest` has on their way at once."""
@@ -42,6 +42,7 @@ CASES = (
         for against in ("sockets", "ucx_perftest")
     ),
     *(f"kv.in_flight.{name}.{against}" for name in SMALL_KINDS for against in ("cma", "nixl")),
+    *(f"kv.digest.{kind_name(name, HANDOVER_BLOCKS, scattered=True)}" for name in DIGEST_SIZES),
     "kv.round_trip.sleeping",
     "kv.round_trip.polling",
     "kv.handover.32x192KiB",
@@ -144,6 +145,24 @@ async def _tcp_rows(receiver: Receiver, rounds: int, total_bytes: int) -> list[r
     return rows
 
 
+async def _digest_rows(receiver: Receiver, rounds: int) -> list[report.Row]:
+    """Return the rows of one side's digests. The ratio is how often they go into the time of the move."""
+    rows = []
+    for name in DIGEST_SIZES:
+        case = kind_name(name, HANDOVER_BLOCKS, scattered=True)
+        kind = KINDS[case]
+
+        async def digests(kind: LotKind = kind) -> float:
+            return await receiver.digest_gb_s(kind)
+
+        async def moves(kind: LotKind = kind) -> float:
+            return await receiver.ours_gb_s(kind, SHARED_MEMORY)
+
+        figures = await in_turn(f"{case} digests", rounds, {"digests": digests, "moves": moves})
+        rows.append(against(f"kv.digest.{case}", figures["digests"], "moving the same blocks", figures["moves"]))
+    return rows
+
+
 async def _round_trip_rows(receiver: Receiver, rounds: int, messages: int) -> list[report.Row]:
     async def sleeping() -> float:
         return await asyncio.to_thread(ucx_perftest.round_trip, SHARED_MEMORY, TRIGGER_BYTES, messages, "sleep")
@@ -190,6 +209,7 @@ async def measure(*, quick: bool) -> list[report.Row]:
             rows += await _tcp_rows(receiver, rounds, pool_bytes)
             for name in SMALL_KINDS:
                 rows += await _stream_rows(receiver, nixl, 3 * rounds, name)
+            rows += await _digest_rows(receiver, rounds)
             rows += await _round_trip_rows(receiver, rounds, 50 if quick else 1000)
             rows.append(await _handover_row(receiver, handovers, 3 * rounds))
     return rows

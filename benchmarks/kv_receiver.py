@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from benchmarks.block_lots import LotKind, Memory, Places, check, new_pool, places
+from benchmarks.device_pool import LotDigests
 from benchmarks.kv_orders import (
     ATTEMPT,
     EXPORTER,
@@ -56,6 +57,7 @@ class Receiver:
         self._facts = facts
         self._transports = transports
         self._copies = Copies(new_pool(len(pool)), pool)
+        self._digests = LotDigests(pool)
         self._cma = CmaReader(pool, RemotePool(pid=facts.pid, address=facts.pool_address))
         self._connection = socket.create_connection(("127.0.0.1", facts.port))
         self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -85,6 +87,12 @@ class Receiver:
         taken = [self._copies.seconds(kind, sources, targets) for sources, targets in lists]
         self._check(kind, lists)
         return gb_s(kind, taken)
+
+    async def digest_gb_s(self, kind: LotKind) -> float:
+        """Return what one side of a hand-over digests in a second."""
+        kind, numbers = self._lots.next_lots(kind)
+        lists = [places(kind, number, len(self._pool)) for number in numbers]
+        return gb_s(kind, [self._digests.seconds(kind, targets.tolist()) for _, targets in lists])
 
     async def cma_gb_s(self, kind: LotKind) -> float:
         """Return what `process_vm_readv` reads in a second, by a process that sleeps until the sender begins."""

@@ -18,6 +18,7 @@ async def test_every_side_moves_its_lots() -> None:
             assert await receiver.ours_gb_s(kind, SHARED_MEMORY) > 0
             assert await receiver.ours_gb_s(kind, TCP) > 0
             assert await receiver.memcpy_gb_s(kind) > 0
+            assert await receiver.digest_gb_s(kind) > 0
             assert await receiver.cma_gb_s(kind) > 0
             assert await receiver.sockets_gb_s(kind) > 0
             assert await receiver.ours_streaming_gb_s(kind) > 0
