@@ -27,6 +27,8 @@ _logger = logging.getLogger(__name__)
 _BREATH_HASHES = 2048
 """After so many hashes the event loop gets its turn."""
 _GRACE_LEASES = 2
+_PROOF_LEASES = 1.5
+"""A life that is registered for so long has renewed its lease: it is not dead."""
 
 
 class Follower:
@@ -55,6 +57,8 @@ class Follower:
         """The last life of each worker, be it gone or not."""
         self._replaced: dict[Incarnation, float] = {}
         """Lives whose successors were told of, and until when that is remembered."""
+        self._named_again: dict[Incarnation, float] = {}
+        """Which of them the server names all the same, and since when."""
         self._expected: dict[Incarnation, int] = {}
         self._behind: dict[Incarnation, float] = {}
         self._not_before: dict[Incarnation, float] = {}
@@ -137,6 +141,8 @@ class Follower:
         if await self._directory.epoch() != cursor.epoch or (not records and self._known and not self._all_gone):
             self._begin_grace()
         self._all_gone = not records
+        lives = {record.incarnation for record in records}
+        self._named_again = {life: since for life, since in self._named_again.items() if life in lives}
         named = [self._who_is_meant(record) for record in records]
         listed = {record.worker_id: record for record in named if record is not None}
         sequences = await self._directory.sequences([(each.worker_id, each.incarnation) for each in records])
@@ -153,12 +159,15 @@ class Follower:
     def _who_is_meant(self, record: WorkerRecord) -> WorkerRecord | None:
         """Return whom a registration stands for: a server with old data may name a life that was replaced since.
 
-        Then it is the successor, which will register again, unless it has left. A life that is heard was not replaced:
-        a server with old data named the other one.
+        Then it is the successor, which will register again, unless it has left. A life that is heard was not replaced,
+        nor was one whose registration outlasts a lease: a server with old data named the other one.
         """
-        remembered_until = self._replaced.get(record.incarnation, 0.0)
-        if remembered_until <= asyncio.get_running_loop().time() or self._is_heard(record.incarnation):
+        now = asyncio.get_running_loop().time()
+        named_since = self._named_again.get(record.incarnation, now)
+        proven = now - named_since > _PROOF_LEASES * self._settings.lease_s or self._is_heard(record.incarnation)
+        if proven or self._replaced.get(record.incarnation, 0.0) <= now:
             return record
+        self._named_again[record.incarnation] = named_since
         known = self._known.get(record.worker_id)
         return None if known is None or known.incarnation in self._left else known
 

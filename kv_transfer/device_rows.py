@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from kv_transfer.cuda_ipc import HANDLE_BYTES
+from kv_transfer.near_copies import NearMemory
 from kv_transfer.rows import RowsAt
 
 SLICE_BYTES = 256 << 20
@@ -65,30 +66,8 @@ class DeviceReader:
         self.seen.clear()
 
 
-class SharedMemory(Protocol):
-    """What this process has of one GPU's memory, and sees of other processes'."""
-
-    def start(self) -> bytes:
-        """Get ready, and return what two processes must have in common to read each other's.
-
-        Raises `PartUnavailable` where it cannot be shared.
-        """
-        ...
-
-    def describe(self, address: int) -> bytes:
-        """Return what another process must know before it reads at ``address``.
-
-        Raises `TransferFailed` for an address that is not of this kind of memory, or cannot be shared.
-        """
-        ...
-
-    def reader(self, pid: int) -> DeviceReader:
-        """Return a reader that has seen nothing yet. Raises `OSError` when there is no such process."""
-        ...
-
-    def learn(self, reader: DeviceReader, description: bytes) -> None:
-        """Map a piece; where that fails, reading does, and says why."""
-        ...
+class SharedMemory(NearMemory, Protocol):
+    """What this process has of one GPU's memory, and sees of other processes' by `DeviceReader`."""
 
     def copy(self, reader: DeviceReader, there: RowsAt, matrix: Any, here: RowsAt) -> None:
         """Copy rows of another process to as many rows of ``matrix``, and wait until they are here.

@@ -1,16 +1,17 @@
-"""What a `kv_transfer.host_transport` has yet to copy, and who copies it.
+"""What a `kv_transfer.host_transport` copies, and who does it.
 
-Life of a copy. Up to `TURNS_BYTES` it is done on the event loop, slice by slice (`Pace`), and others get their turns
-between. What is larger goes to a thread, whose system calls hold up nobody: it takes larger slices, because each time
-that a copy is taken up again the interpreter itself has left the caches, which costs a tenth of a millisecond and more.
-The thread says which rows are here; all else happens on the event loop.
+Life of a copy. A small one that is all of what somebody awaits is done at once, by the call that heard of it: there it
+is mostly calls and objects that cost, and this way needs the fewest. Up to `TURNS_BYTES` a copy is done on the event
+loop, slice by slice (`Pace`), and others get their turns between. What is larger goes to a thread, whose system calls
+hold up nobody: it takes larger slices, because each time that a copy is taken up again the interpreter itself has left
+the caches, which costs a tenth of a millisecond and more. The thread says which rows are here; all else happens on the
+event loop.
 
 An abort stops a copy between two slices. One that the thread is at goes on for some milliseconds, so the receive is
 over only when the thread has said that it has left it.
 """
 
 import contextlib
-import errno
 import time
 from asyncio import AbstractEventLoop
 from collections import deque
@@ -18,15 +19,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Thread
+from typing import Any
 
-from cluster_core.errors import LegFailed, TransferFailed, WorkerLost
-from kv_transfer.host_messages import Fate
-from kv_transfer.host_pace import Pace
-from kv_transfer.lot_ledger import Arrival, Match, Offer, Places, chosen, places_in
-from kv_transfer.lots import settle
-from kv_transfer.process_memory import ReadPlan
-from kv_transfer.rows import RowsAt
+from kv_transfer.host_pace import FIRST_BYTES, Pace
+from kv_transfer.lot_ledger import Arrival, Match, Offer, part_of, places_in
+from kv_transfer.near_copies import count_fetched, end, fail, failure_of, note_landed
+from kv_transfer.near_messages import Fate, Head, Kind, content_of, put_content, rows_of
+from kv_transfer.process_memory import FEW_ROWS, ReadPlan, read_few
 
+_SMALL_BYTES = FIRST_BYTES
 TURNS_BYTES = 16 << 20
 LEAST_THREADS_BYTES, MOST_THREADS_BYTES = 16 << 20, 64 << 20
 _THREADS_SHARE = 4
@@ -50,8 +51,8 @@ class Copy:
         return len(self.places) - self.done
 
 
-class Copies:
-    """The copies of one transport."""
+class HostCopies:
+    """See `kv_transfer.near_copies.Copies`."""
 
     def __init__(self, loop: AbstractEventLoop) -> None:
         self._loop = loop
@@ -62,10 +63,29 @@ class Copies:
         self._away: set[Copy] = set()
         """With the thread."""
 
+    def took_at_once(self, source: Any, head: Head, packet: memoryview, arrival: Arrival) -> bool:
+        """Copy a small lot, if no other waits to be copied: what the general way does, in fewer steps."""
+        rows, length = head.rows, head.row_bytes
+        if self._turns or rows > FEW_ROWS or rows * length > _SMALL_BYTES or length > arrival.rows.row_bytes:
+            return False
+        if head.kind == Kind.CONTENT:
+            put_content(arrival.matrix, arrival.rows.indices, content_of(head, packet))
+            note_landed(arrival, range(rows))
+            return True
+        try:
+            read_few(source.reader, arrival.rows, rows_of(head, packet))
+        except OSError as error:
+            fail(arrival, failure_of(error))
+            source.answer(Fate.UNREADABLE, head.number)
+        else:
+            note_landed(arrival, range(rows))
+            source.answer(Fate.FETCHED, head.number)
+        return True
+
     def add(self, match: Match[Offer]) -> None:
-        """Take what has met; `go_on` begins with it."""
+        """Take what has met: for the event loop, or for the thread, which begins with it."""
         arrival, offer = match.arrival, match.offer
-        plan = ReadPlan(_part(arrival.rows, match.places), _part(offer.rows, match.offered))
+        plan = ReadPlan(part_of(arrival.rows, match.places), part_of(offer.rows, match.offered))
         copy = Copy(match, plan, places_in(match.places, arrival.tags.count))
         if plan.left <= TURNS_BYTES:
             self._turns.append(copy)
@@ -75,23 +95,14 @@ class Copies:
         offer.source.reader.hold()
         self._thread.start(copy)
 
-    def waiting(self) -> bool:
-        """Whether something is being copied on the event loop."""
-        return bool(self._turns)
-
     def go_on(self) -> None:
         """Copy, now and in later turns."""
         if self._turns and not self._turning:
             self._turn()
 
-    def from_source(self, source: object) -> set[Arrival]:
-        """Return the arrivals for which ``source`` is being read."""
-        copies = (*self._turns, *self._away)
-        return {copy.match.arrival for copy in copies if copy.match.offer.source is source}
-
-    def arrivals(self) -> set[Arrival]:
-        """Return the arrivals for which anybody is being read."""
-        return {copy.match.arrival for copy in (*self._turns, *self._away)}
+    def under_way(self) -> list[Match[Offer]]:
+        """Return what is not copied altogether."""
+        return [copy.match for copy in (*self._turns, *self._away)]
 
     def drop(self) -> None:
         """Begin no slice any more for arrivals that are over."""
@@ -215,43 +226,3 @@ def _land(copy: Copy, rows: int) -> None:
     first, copy.done = copy.done, copy.done + rows
     note_landed(copy.match.arrival, copy.places if rows == len(copy.places) else copy.places[first : copy.done])
     count_fetched(copy.match.offer, rows)
-
-
-def note_landed(arrival: Arrival, places: Sequence[int]) -> None:
-    """Tell that blocks at ``places`` of a lot are here."""
-    arrival.missing -= len(places)
-    arrival.landed(places)
-    if not arrival.missing and not arrival.over:
-        arrival.owner.finish(arrival)
-
-
-def count_fetched(offer: Offer, rows: int) -> None:
-    """Tell the sender when nothing of ``offer`` will be read any more."""
-    offer.unfetched -= rows
-    if offer.unfetched or offer.content is not None:
-        return
-    fate = Fate.UNREADABLE if offer.unreadable else Fate.WITHDRAWN if offer.withdrawn else Fate.FETCHED
-    offer.source.answer(fate, offer.number)
-
-
-def fail(arrival: Arrival, error: LegFailed) -> None:
-    """End ``arrival``, and with it what else its peer awaits."""
-    arrival.failure = arrival.failure or error
-    arrival.owner.abort()
-
-
-def end(arrival: Arrival) -> None:
-    """Say that ``arrival``, which was aborted, is over, as soon as it is: nothing lands in it any more."""
-    if not arrival.reading:
-        settle(arrival.done, arrival.failure or TransferFailed("the receive was aborted"))
-
-
-def failure_of(error: OSError) -> LegFailed:
-    """Return what it means that a process could not be read."""
-    return WorkerLost(str(error)) if error.errno == errno.ESRCH else TransferFailed(str(error))
-
-
-def _part(rows: RowsAt, places: Places) -> RowsAt:
-    if isinstance(places, slice) and places.stop - places.start == len(rows.indices):
-        return rows
-    return RowsAt(rows.base, rows.stride, rows.row_bytes, chosen(rows.indices, places))

@@ -73,6 +73,13 @@ def chosen(numbers: Sequence[int], places: Places) -> Sequence[int]:
     return numbers[places] if isinstance(places, slice) else [numbers[place] for place in places]
 
 
+def part_of(rows: RowsAt, places: Places) -> RowsAt:
+    """Return those of ``rows`` that are at ``places``."""
+    if isinstance(places, slice) and places.stop - places.start == len(rows.indices):
+        return rows
+    return RowsAt(rows.base, rows.stride, rows.row_bytes, chosen(rows.indices, places))
+
+
 @dataclass(slots=True, eq=False, kw_only=True)
 class Offer:
     """Rows that a sender has."""

@@ -8,8 +8,7 @@ address.
 import struct
 
 from cluster_core.errors import PartUnavailable
-from kv_transfer.device_transport import DevicePeer, DeviceTransport
-from kv_transfer.host_transport import HostPeer, HostTransport
+from kv_transfer.near_transport import NearPeer, NearTransport
 from kv_transfer.ucx_transport import UcxPeer, UcxTransport
 
 _LENGTH = struct.Struct("<H")
@@ -22,7 +21,7 @@ class NearOrFarTransport:
 
     name = "ucx"
 
-    def __init__(self, near: HostTransport | DeviceTransport | None, far: UcxTransport, device: str = "cpu") -> None:
+    def __init__(self, near: NearTransport | None, far: UcxTransport, device: str = "cpu") -> None:
         """Without ``near``, UCX reaches everybody. ``device`` is where the blocks lie, by torch's name."""
         self._near = near
         self._far = far
@@ -45,7 +44,7 @@ class NearOrFarTransport:
             except PartUnavailable:
                 self._near = None
 
-    async def connect(self, address: bytes) -> HostPeer | DevicePeer | UcxPeer:
+    async def connect(self, address: bytes) -> NearPeer | UcxPeer:
         """Return a peer for the worker at ``address``."""
         near, far = _parts(address)
         if self._near is not None and self._near.reaches(near):

@@ -15,10 +15,11 @@ from asyncio import Future
 from importlib.util import find_spec
 from typing import Any, Protocol
 
-from kv_transfer.device_transport import DeviceTransport
-from kv_transfer.host_transport import HostTransport
+from kv_transfer.device_transport import make_device_transport
+from kv_transfer.host_transport import make_host_transport
 from kv_transfer.loopback_transport import PROCESS_NETWORK, LoopbackTransport
 from kv_transfer.lots import Landed, Lot
+from kv_transfer.near_transport import NearTransport
 from kv_transfer.settings import TransferSettings
 
 
@@ -112,15 +113,15 @@ def make_transport(settings: TransferSettings, *, device: str = "cpu") -> Transp
     return NearOrFarTransport(_near(settings, device), UcxTransport(settings), device)
 
 
-def _near(settings: TransferSettings, device: str) -> HostTransport | DeviceTransport | None:
+def _near(settings: TransferSettings, device: str) -> NearTransport | None:
     """Return the way between workers whose blocks lie in one memory; None where it is not wanted, or not possible."""
     lane = "cma" if device == "cpu" else "cuda_ipc"
     if settings.ucx_tls and lane not in settings.ucx_tls.split(","):
         return None
     if device == "cpu":
-        return HostTransport()
+        return make_host_transport()
     if not settings.gpu_copies or find_spec("triton") is None:
         return None
     from kv_transfer.device_memory import DeviceMemory  # noqa: PLC0415  # no part of CPU installs
 
-    return DeviceTransport(DeviceMemory(device))
+    return make_device_transport(DeviceMemory(device))

@@ -33,6 +33,8 @@ class AnswerChoice:
         self.timeline = timeline
         self.handed_over = False
         """Whether its present attempt's blocks have arrived at another worker."""
+        self.rebound = 0
+        """Failures of decode legs that others took over: tries, though no attempts."""
         self.stop_string: str | None = None
         self._text = text
         self._told = 0

@@ -89,6 +89,16 @@ class AttemptRun:
                 return False
         return True
 
+    @property
+    def tries(self) -> int:
+        """How often its answers have been tried: attempts, and decode legs that took over from others that failed."""
+        return self.attempt + max(choice.rebound for choice in self.choices)
+
+    def count_rebound(self, tries: int) -> None:
+        """Count a change of the decode leg as ``tries``, 0 or 1; -1 takes one back that proved to be none."""
+        for choice in self.choices:
+            choice.rebound = max(0, choice.rebound + tries)
+
     def owns(self, leg: Leg) -> bool:
         """Say whether ``leg`` is one of this attempt's."""
         return leg in self._legs

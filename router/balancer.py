@@ -78,14 +78,16 @@ def choose(
 ) -> Choice | None:
     """Return the placement with the least predicted time, or None when no decode worker can take the request.
 
-    ``views`` are workers that are alive, compatible and not draining. Those ``excluded`` failed this request before and
-    come into question only when nobody else does; and what would not give its next token within ``left_s`` seconds,
-    only where nothing would. Of candidates that tie, those move the fewest bytes whose decode worker has most of the
-    prompt; of n of them, the one at ``pick(n)`` is taken.
+    ``views`` are workers that are alive, compatible and not draining. Those ``excluded`` failed this request before:
+    prefill workers among them do not come into question, since a decode worker can read the prompt too, and decode
+    workers only when there is no other. What would not give its next token within ``left_s`` seconds comes into
+    question only where nothing would. Of candidates that tie, those move the fewest bytes whose decode worker has most
+    of the prompt; of n of them, the one at ``pick(n)`` is taken.
     """
     fitting = [view for view in views if _fits(size, view)]
     trusted = [view for view in fitting if view.record.incarnation not in excluded]
-    candidates = _scored(size, trusted, settings) or _scored(size, fitting, settings)
+    with_decode = [view for view in fitting if view.record.role is Role.DECODE or view in trusted]
+    candidates = _scored(size, trusted, settings) or _scored(size, with_decode, settings)
     if not candidates:
         return None
     if min(total_s for total_s, _ in candidates) > left_s:

@@ -11,6 +11,7 @@ from cluster_core.errors import (
     BatonError,
     DeadlineExceeded,
     DuplicateRequest,
+    ExportGone,
     LegFailed,
     Overloaded,
     RequestError,
@@ -30,7 +31,7 @@ PARTIAL_PULL = "partial pull"
 """The decode worker holds a part, such as what a broken hand-over has left it; the rest is handed over."""
 OTHER_PREFILL_WORKER = "other prefill worker"
 SAME_PREFILL_WORKER = "same prefill worker"
-"""It is tried again because there is no other."""
+"""It reads the prompt again: it was not it that failed."""
 LOCAL_PREFILL = "local prefill"
 
 NO_ROOM = "moved: its decode worker had no room yet"
@@ -68,6 +69,15 @@ def may_rebind(run: AttemptRun) -> bool:
     if any(choice.handed_over for choice in run.choices):
         return False
     return isinstance(failure.error, RetryLater | LegFailed | DuplicateRequest)
+
+
+def came_too_late(run: AttemptRun) -> bool:
+    """Say whether a decode worker that took over found the export gone: the one before it had fetched it and failed.
+
+    There was one failure then, and nobody else is to blame.
+    """
+    failure, origin = run.failure, run.order.origin
+    return failure is not None and isinstance(failure.error, ExportGone) and origin is not None and origin.binding > 0
 
 
 def learn_of(failure: Failure, avoided: Avoided) -> BatonError | None:

@@ -32,7 +32,7 @@ from router.placement_history import FINISHED, AttemptRecord, PlacementHistory
 from router.placer import RETRY_AFTER_S, Avoided, Placed, Placer
 from router.prompt import PreparedRequest
 from router.prompt_told import PromptTold
-from router.recovery import NO_ROOM, OTHER_DECODE_WORKER, learn_of, may_rebind, rung_of, unrecovered
+from router.recovery import NO_ROOM, OTHER_DECODE_WORKER, came_too_late, learn_of, may_rebind, rung_of, unrecovered
 from router.settings import RouterSettings
 from router.timeline import Timeline
 
@@ -91,8 +91,6 @@ class RequestFlow:
         self._prompt_told = PromptTold(prepared.prompt_token_ids, wanted=wants_prompt)
         self._failed_at: Placed | None = None
         """Where the last attempt that failed was placed."""
-        self._rebound = 0
-        """Failures of decode legs that others took over: tries, though no attempts."""
         self._respond(self._prompt_told.begin())
 
     @property
@@ -189,15 +187,19 @@ class RequestFlow:
         # gRPC ends a call at the client's deadline by itself: that says nothing about the worker.
         if not failure.answered and not isinstance(error, DeadlineExceeded):
             self._parts.membership.suspect(failure.blamed.worker_id, failure.blamed.incarnation)
-        hopeless = learn_of(failure, self._avoided)
-        refused, tries = isinstance(error, RetryLater), run.attempt + self._rebound
+        if came_too_late(run):
+            run.count_rebound(-1)
+            hopeless = None
+        else:
+            hopeless = learn_of(failure, self._avoided)
+        refused, tries = isinstance(error, RetryLater), run.tries
         if hopeless is None and not refused and not self._prepared.recover:
             hopeless = unrecovered(failure, self._choices)
         last = tries >= self._parts.settings.max_attempts
         if hopeless is None and (refused or not last) and may_rebind(run):
             placed = self._parts.placer.place_decode(run.placed, run.order, self._avoided)
             if placed is not None:
-                self._rebound += not refused
+                run.count_rebound(0 if refused else 1)
                 self._rebind(run, placed)
                 return
         await self._end_attempt(run)

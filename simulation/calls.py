@@ -164,8 +164,7 @@ class Call:
         self._forget_if_over()
         if self._deadline is not None:
             self._deadline.cancel()
-        if not self.responses.closed:
-            self.responses.end(status)
+        self.responses.end(status)
         if status.code is not grpc.StatusCode.OK:
             self.requests.closed = True
             told = (self._client.name, self._channel.address, status.code.name, status.details)

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from block_directory import follower
 from block_directory.directory import BlockDirectory, Cursor, LogPage
 from block_directory.follower import Follower
 from block_directory.index import PrefixIndex
@@ -117,6 +118,24 @@ async def test_a_life_that_is_heard_was_not_replaced_whatever_old_data_says() ->
     await directory.unregister(dead.worker_id, dead.incarnation)
     await enter(directory, living, 2, 3)
     await eventually(lambda: router.workers() == [living] and router.holds(2, 3) == {"decode-0": 2})
+    await router.follower.close()
+
+
+async def test_a_life_that_holds_its_place_was_not_replaced_although_nobody_hears_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(follower, "REMEMBERED_LEASES", 1e6)
+    settings = quick_settings(lease_s=0.05)
+    directory, dead, living = MemoryDirectory(settings), record("decode-0"), record("decode-0")
+    router = Router(directory, settings)
+    await enter(directory, living, 2)
+    present = directory.saved()
+    await router.follower.start()
+    await eventually(lambda: router.workers() == [living])
+    await enter(directory, dead, 1)  # stands for what a server with old data says
+    await eventually(lambda: router.workers() == [dead])
+    directory.go_back_to(present)
+    await eventually(lambda: router.workers() == [living] and router.holds(2) == {"decode-0": 1})
     await router.follower.close()
 
 

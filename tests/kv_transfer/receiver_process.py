@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kv_transfer.host_transport import HostTransport
+from kv_transfer.host_transport import make_host_transport
 from kv_transfer.lots import Lot
 
 
@@ -25,7 +25,7 @@ def stop(places: Sequence[int]) -> None:
 
 
 async def main() -> None:
-    transport = HostTransport()
+    transport = make_host_transport()
     await transport.start()
     say(transport.address.hex())
     sender, tag, count, row_bytes = sys.stdin.readline().split()

@@ -21,6 +21,8 @@ from kv_transfer.importer import Importer
 from kv_transfer.link_book import LinkBook
 from kv_transfer.link_probe import LinkProbe, ProbeParts
 from kv_transfer.lots import Lot
+from kv_transfer.near_or_far import NearOrFarTransport
+from kv_transfer.near_transport import NearPeer
 from kv_transfer.settings import TransferSettings
 from kv_transfer.transport import Transport, make_transport
 from tests.kv_transfer.fake_pool import ATTEMPT, LAYOUT, REQUEST, hashes_of, sealed_blocks
@@ -90,7 +92,9 @@ async def test_lots_go_by_the_memory_that_both_have(device: str, ends: list[Tran
     source, target = new_pool(device, 1), new_pool(device, 2)
     here, there = ends
     coming, going = await here.connect(there.address), await there.connect(here.address)
-    assert type(coming).__name__ == {"cpu": "HostPeer", "cuda": "DevicePeer"}[device]
+    assert isinstance(coming, NearPeer)
+    assert isinstance(here, NearOrFarTransport)
+    assert here.lanes(there.address) == ({"cpu": "cma", "cuda": "cuda_ipc"}[device],)
     heard: list[int] = []
     places, targets = range(len(indices)), [999 - index for index in indices]
     received = coming.receive_lot(Lot(rows=target.rows, indices=targets, tag=100, numbers=places), heard.extend)

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from cluster_core.errors import TransferFailed, WorkerLost
 from kv_transfer.host_copies import LEAST_THREADS_BYTES, MOST_THREADS_BYTES, TURNS_BYTES, threads_slice_bytes
 from kv_transfer.host_pace import FEWEST_BYTES, FIRST_BYTES, MOST_BYTES, SLICE_S, Pace
-from kv_transfer.host_transport import HostPeer, HostTransport
+from kv_transfer.host_transport import make_host_transport
 from kv_transfer.lots import Lot
+from kv_transfer.near_transport import NearPeer, NearTransport
 from kv_transfer.process_memory import ProcessReader
 from tests.kv_transfer.pair import until
 
@@ -48,13 +49,13 @@ class HeldReads:
 class Ends:
     """A sender and a receiver."""
 
-    def __init__(self, sender: HostTransport, receiver: HostTransport) -> None:
+    def __init__(self, sender: NearTransport, receiver: NearTransport) -> None:
         self.sender, self.receiver = sender, receiver
         self.source = np.random.default_rng(1).integers(0, 256, (ROWS, ROW_BYTES), dtype=np.uint8)
         self.target: NDArray[np.uint8] = np.zeros_like(self.source)
         self.heard: list[int] = []
-        self.to: HostPeer
-        self.by: HostPeer
+        self.to: NearPeer
+        self.by: NearPeer
 
     def begin(self) -> tuple[Future[None], Future[None]]:
         """Return the end of a large lot's sending and that of its receiving."""
@@ -75,7 +76,7 @@ class Ends:
 
 @pytest.fixture
 async def ends() -> AsyncIterator[Ends]:
-    both = Ends(HostTransport(), HostTransport())
+    both = Ends(make_host_transport(), make_host_transport())
     await both.sender.start()
     await both.receiver.start()
     both.to = await both.sender.connect(both.receiver.address)

@@ -17,8 +17,9 @@ from cluster_core.layout import KvLayout
 from kv_transfer.export_memory import SealedBlock
 from kv_transfer.exporter import Exporter
 from kv_transfer.host_pace import FIRST_BYTES
-from kv_transfer.host_transport import HostTransport
+from kv_transfer.host_transport import make_host_transport
 from kv_transfer.lots import Lot
+from kv_transfer.near_transport import NearTransport
 from tests.kv_transfer.fake_pool import ATTEMPT, REQUEST, FakePool
 from tests.kv_transfer.handover import EXPORTER_LIFE, SETTINGS, Channel, Clock
 from tests.kv_transfer.patterns import pattern_rows
@@ -34,8 +35,8 @@ _tags = itertools.count(1 << 40, 1 << 16)
 
 
 @pytest.fixture
-async def here() -> AsyncIterator[HostTransport]:
-    transport = HostTransport()
+async def here() -> AsyncIterator[NearTransport]:
+    transport = make_host_transport()
     await transport.start()
     yield transport
     await transport.close()
@@ -79,7 +80,7 @@ def receiver() -> Iterator[StoppedReceiver]:
 
 
 @pytest.mark.parametrize("landed_before", [1, SLICE_BLOCKS + 1])
-async def test_a_sender_that_is_killed_while_it_is_read_fails_the_lot(here: HostTransport, landed_before: int) -> None:
+async def test_a_sender_that_is_killed_while_it_is_read_fails_the_lot(here: NearTransport, landed_before: int) -> None:
     sender, tag = SenderProcess("host"), next(_tags)
     rows, come, slices = np.zeros((BLOCKS, LAYOUT.block_bytes), np.uint8), list[int](), list[int]()
 
@@ -104,7 +105,7 @@ async def test_a_sender_that_is_killed_while_it_is_read_fails_the_lot(here: Host
 
 
 async def test_a_receiver_that_is_killed_while_it_reads_ends_the_send(
-    here: HostTransport, receiver: StoppedReceiver
+    here: NearTransport, receiver: StoppedReceiver
 ) -> None:
     tag = next(_tags)
     rows = pattern_rows(tag, LAYOUT.block_bytes, BLOCKS)
@@ -121,7 +122,7 @@ async def test_a_receiver_that_is_killed_while_it_reads_ends_the_send(
 
 
 async def test_an_export_whose_importer_is_killed_while_it_reads_is_free_after_its_grace(
-    here: HostTransport, receiver: StoppedReceiver
+    here: NearTransport, receiver: StoppedReceiver
 ) -> None:
     pool, clock, channel, tag = FakePool(BLOCKS, layout=LAYOUT), Clock(), Channel(), next(_tags)
     exporter = Exporter(

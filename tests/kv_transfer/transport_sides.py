@@ -7,8 +7,8 @@ from asyncio import Future
 from collections.abc import Sequence
 from typing import Protocol
 
-from kv_transfer.device_transport import DeviceTransport
-from kv_transfer.host_transport import HostTransport
+from kv_transfer.device_transport import make_device_transport
+from kv_transfer.host_transport import make_host_transport
 from kv_transfer.loopback_transport import LoopbackNetwork, LoopbackTransport
 from kv_transfer.lots import Lot
 from kv_transfer.nixl_transport import NixlTransport
@@ -41,9 +41,9 @@ def new_transport(name: str, network: LoopbackNetwork) -> Transport:
         case "loopback":
             return LoopbackTransport(network)
         case "host":
-            return HostTransport()
+            return make_host_transport()
         case "device":
-            return DeviceTransport(PretendedMemory())
+            return make_device_transport(PretendedMemory())
         case "ucx":
             return UcxTransport(SETTINGS)
         case "nixl":

@@ -204,6 +204,19 @@ def test_who_failed_is_taken_only_when_nobody_else_is_there() -> None:
     assert chosen(size(), one, excluded=excluded).chosen.placement == Local(worker=WorkerId("d0"))
 
 
+def test_a_prefill_worker_that_failed_is_not_taken_while_a_decode_worker_can_read_the_prompt() -> None:
+    reader, writer = view("p0"), view("d0", running_requests=1)
+    failed = {reader.record.incarnation, writer.record.incarnation}
+    request, split_only = size(prompt_tokens=2000), replace(SETTINGS, placement="split")
+    for excluded in ((), {writer.record.incarnation}):
+        choice = choose(request, (reader, writer), excluded, split_only, pick_first)
+        assert choice is not None
+        assert isinstance(choice.chosen.placement, Split)
+    choice = choose(request, (reader, writer), failed, split_only, pick_first)
+    assert choice is not None
+    assert choice.chosen.placement == Local(worker=WorkerId("d0"))
+
+
 def test_without_a_decode_worker_there_is_no_choice() -> None:
     assert choose(size(), (view("p0"),), (), SETTINGS, pick_first) is None
     assert choose(size(), (), (), SETTINGS, pick_first) is None

@@ -8,7 +8,16 @@ from typing import Any
 import grpc
 import pytest
 
-from cluster_core.errors import BatonError, InvalidField, LegFailed, NoWorker, Overloaded, TransferFailed, WorkerLost
+from cluster_core.errors import (
+    BatonError,
+    ExportGone,
+    InvalidField,
+    LegFailed,
+    NoWorker,
+    Overloaded,
+    TransferFailed,
+    WorkerLost,
+)
 from cluster_core.identity import Role
 from cluster_core.workers import WorkerLoad
 from cluster_rpc.errors import from_rpc_error
@@ -38,6 +47,18 @@ def failing(error: BatonError, at: int = 1, times: int = 1) -> Callable[[int], A
     return hook
 
 
+def in_turn(*errors: BatonError | None) -> Callable[[int], Awaitable[None]]:
+    """Return a hook, of several workers perhaps, that raises these one after the other, then nothing."""
+    left = list(errors)
+
+    async def hook(_place: int) -> None:
+        error = left.pop(0) if left else None
+        if error is not None:
+            raise error
+
+    return hook
+
+
 async def attempts_of(router: RouterHarness) -> list[cluster_pb2.Attempt]:
     response = await router.cluster.GetPlacement(cluster_pb2.GetPlacementRequest(request_id="r"))
     return list(response.attempts)
@@ -55,6 +76,33 @@ async def pools(router: RouterHarness, prefills: int, decodes: int) -> tuple[lis
 def hooked(workers: list[FakeWorker], hook: Callable[[int], Awaitable[None]]) -> None:
     for worker in workers:
         worker.on_token = hook
+
+
+async def test_a_decode_worker_that_came_too_late_for_the_export_counts_as_no_try() -> None:
+    async with running_router() as router:
+        _, decodes = await pools(router, 1, 3)
+        failed, too_late = LegFailed("a step failed"), ExportGone("its blocks were accepted")
+        handoff = in_turn(failed, too_late, failed, None)
+        for worker in decodes:
+            worker.before_handoff = handoff
+        got = await router.generate(PROMPT, TOKENS, request_id="r")
+        assert got.token_ids == answer(PROMPT, TOKENS)
+        tried = await attempts_of(router)
+        assert [attempt.attempt for attempt in tried] == [1, 1, 2, 2]
+        assert SETTINGS.max_attempts == 3
+
+
+async def test_each_choice_has_tries_of_its_own() -> None:
+    async with running_router() as router:
+        _, decodes = await pools(router, 1, 6)
+        failed = LegFailed("a step failed")
+        hooked(decodes, failing(failed, at=3))
+        handoff = in_turn(None, failed, failed)
+        for worker in decodes:
+            worker.before_handoff = handoff
+        answers = await router.generate_all(PROMPT, TOKENS, request_id="r", n=2)
+        assert [got.token_ids for got in answers] == [answer(PROMPT, TOKENS)] * 2
+        assert sorted(attempt.attempt for attempt in await attempts_of(router)) == [1, 2, 2, 2, 2]
 
 
 @pytest.mark.parametrize("error", [FULL, LegFailed("a step failed"), NoWorker("this worker is draining", 0.5)])

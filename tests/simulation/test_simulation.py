@@ -52,6 +52,11 @@ def test_histories_hold(first: int) -> None:
         assert not outcome.violations, "\n".join([f"seed {seed}: {outcome.violations}", *outcome.history.lines()])
 
 
+@pytest.mark.parametrize("seed", [10803, 12070, 17487, 51637, 405350, 406998, 408044, 414444])
+def test_seeds_that_once_failed_hold(seed: int) -> None:
+    assert run_scenario(draw_scenario(seed)).violations == ()
+
+
 def test_without_faults_everybody_is_answered() -> None:
     def undisturbed(scenario: Scenario) -> bool:
         return not scenario.faults and not any(

@@ -1,4 +1,4 @@
-"""Sockets between two workers of one machine, as `kv_transfer.host_transport` uses them.
+"""Sockets between two workers of one machine, as `kv_transfer.near_transport` uses them.
 
 Who sends blocks connects to who receives them. A link ends when either end closes or dies: the kernel tells at once.
 """
@@ -15,23 +15,20 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from cluster_core.errors import TransferFailed, WorkerLost
-from kv_transfer.host_messages import (
+from kv_transfer.lot_ledger import Tags
+from kv_transfer.lots import settle
+from kv_transfer.near_messages import (
     MOST_CONTENT_BYTES,
     MOST_PACKET_BYTES,
     Fate,
     answers_of,
     answers_packets,
     content_packet,
+    memory_packet,
     rows_packet,
     withdrawal_packet,
 )
-from kv_transfer.lot_ledger import Tags
-from kv_transfer.lots import settle
-from kv_transfer.process_memory import ProcessReader
 from kv_transfer.rows import RowsAt
 
 _TURN_S = 0.0003
@@ -144,25 +141,34 @@ class SendingLink:
             raise WorkerLost(message) from error
         self._loop = loop
         self._after = ended
+        self._described = {b""}
         self._offers: dict[int, tuple[Future[None], Any, Any]] = {}
         self._last = 0
         self._packets = PacketSocket(loop, connected, self._hear, self._lost)
 
-    def offer(self, owner: Any, matrix: NDArray[np.uint8], rows: RowsAt, tags: Tags) -> "Future[None]":
-        """Offer ``rows`` of ``matrix``; the future is done when they have been fetched, or were taken back."""
+    def offer(self, owner: Any, matrix: Any, rows: RowsAt, tags: Tags, description: bytes) -> "Future[None]":
+        """Offer ``rows`` of ``matrix``; the future is done when they have been fetched, or were taken back.
+
+        ``description`` is that of their memory. Where nothing need be said of it, small rows travel in the packet.
+        """
         done: Future[None] = self._loop.create_future()
         self._last = (self._last + 1) & 0xFFFFFFFF
-        if rows.row_bytes * tags.count <= MOST_CONTENT_BYTES:
+        if not description and rows.row_bytes * tags.count <= MOST_CONTENT_BYTES:
             self._packets.say(content_packet(self._last, tags, matrix, rows.indices))
             settle(done, WorkerLost("the receiver is gone") if self._packets.closed else None)
         else:
             self._offers[self._last] = done, owner, matrix
+            if description not in self._described:
+                self._described.add(description)
+                self._packets.say(memory_packet(description))
             self._packets.say(rows_packet(self._last, tags, rows))
+            if self._packets.closed:  # since before this offer, perhaps: a large lot has several
+                self.fail(WorkerLost("the receiver is gone"))
         return done
 
     def withdraw(self, owner: Any) -> None:
         """Take back what of ``owner``'s offers nobody awaits."""
-        for number, (_done, whose, _matrix) in self._offers.items():
+        for number, (_done, whose, _matrix) in list(self._offers.items()):  # saying so may end the link
             if whose is owner:
                 self._packets.say(withdrawal_packet(number))
 
@@ -190,12 +196,13 @@ class SendingLink:
 
 
 class ReceivingLink:
-    """The end of a worker that wants blocks: the sender's packets, and a reader of its memory."""
+    """The end of a worker that wants blocks: the sender's packets, and ``reader``, which reads its memory."""
 
     def __init__(
         self,
         loop: AbstractEventLoop,
         connected: socket.socket,
+        reader_of: Callable[[int], Any],
         heard: "Callable[[ReceivingLink, memoryview], None]",
         ended: "Callable[[ReceivingLink], None]",
     ) -> None:
@@ -206,7 +213,7 @@ class ReceivingLink:
         if user != os.getuid():
             message = f"process {pid} is another user's"
             raise PermissionError(message)
-        self.reader = ProcessReader(pid)
+        self.reader = reader_of(pid)
         self.alive = True
         self._loop = loop
         self._ended = ended

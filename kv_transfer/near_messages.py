@@ -1,7 +1,7 @@
-"""What the two ends of a `kv_transfer.host_transport` link say to each other: packets on a Unix socket.
+"""What the two ends of a `kv_transfer.near_transport` link say to each other: packets on a Unix socket.
 
-The sender: an offer of rows by their addresses, an offer with the rows themselves (small ones), or that it takes an
-offer back. The receiver: what became of an offer.
+The sender: an offer of rows by their addresses, an offer with the rows themselves (small ones), that it takes an offer
+back, or a description of memory that it is going to offer rows of. The receiver: what became of an offer.
 """
 
 import struct
@@ -34,10 +34,14 @@ class Kind(IntEnum):
     ROWS = 1
     CONTENT = 2
     WITHDRAWAL = 3
+    MEMORY = 4
 
 
 class Head(NamedTuple):
-    """What every packet of a sender begins with; a withdrawal says nothing but the number."""
+    """What every packet of a sender begins with; a withdrawal says nothing but the number, a description not even it.
+
+    Neither says that tags are consecutive.
+    """
 
     kind: int
     number: int
@@ -80,6 +84,16 @@ def content_packet(number: int, tags: Tags, matrix: NDArray[np.uint8], indices: 
 def withdrawal_packet(number: int) -> bytes:
     """Return that an offer is taken back, as far as nobody has met it."""
     return _HEAD.pack(Kind.WITHDRAWAL, number, 0, 0, 0, 0, 0, 0)
+
+
+def memory_packet(description: bytes) -> bytes:
+    """Return what must be known before the next offers are read."""
+    return _HEAD.pack(Kind.MEMORY, 0, 0, 0, 0, 0, 0, 0) + description
+
+
+def description_of(packet: memoryview) -> bytes:
+    """Return what a `memory_packet` describes."""
+    return bytes(packet[_HEAD.size :])
 
 
 def _listed(tags: Tags) -> bytes:
