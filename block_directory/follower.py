@@ -159,13 +159,17 @@ class Follower:
     def _who_is_meant(self, record: WorkerRecord) -> WorkerRecord | None:
         """Return whom a registration stands for: a server with old data may name a life that was replaced since.
 
-        Then it is the successor, which will register again, unless it has left. A life that is heard was not replaced,
-        nor was one whose registration outlasts a lease: a server with old data named the other one.
+        Then it is the successor, which will register again, unless it has left. A life whose registration outlasts a
+        lease was not replaced: a server with old data named the other one. One that is heard is believed for as long
+        as it is: it may have died in silence.
         """
         now = asyncio.get_running_loop().time()
         named_since = self._named_again.get(record.incarnation, now)
-        proven = now - named_since > _PROOF_LEASES * self._settings.lease_s or self._is_heard(record.incarnation)
+        proven = now - named_since > _PROOF_LEASES * self._settings.lease_s
         if proven or self._replaced.get(record.incarnation, 0.0) <= now:
+            self._replaced.pop(record.incarnation, None)
+            return record
+        if self._is_heard(record.incarnation):
             return record
         self._named_again[record.incarnation] = named_since
         known = self._known.get(record.worker_id)
@@ -184,11 +188,10 @@ class Follower:
                 self._behind.pop(record.incarnation, None)
                 self._not_before.pop(record.incarnation, None)
         for record in listed.values():
-            before = self._latest.get(record.worker_id, record.incarnation)
-            if before != record.incarnation:
+            before = self._latest.setdefault(record.worker_id, record.incarnation)
+            if before != record.incarnation and record.incarnation not in self._replaced:
                 self._note_replaced(before)
-            self._latest[record.worker_id] = record.incarnation
-            self._replaced.pop(record.incarnation, None)
+                self._latest[record.worker_id] = record.incarnation
             if not self._replica.follows(record.incarnation):
                 self._replica.admit(record.worker_id, record.incarnation)
                 self._fall_behind(record.incarnation)

@@ -161,6 +161,8 @@ class VirtualLoop:
             context = copy_context()
         host = context[CURRENT]
         moment = (when - host.offset_s) / host.speed
+        while moment * host.speed + host.offset_s < when:  # rounded down: the host would find that it is not yet time
+            moment = math.nextafter(moment, math.inf)
         handle = _Handle((callback, args, context))
         heappush(self._timers, (moment if moment > self.now else self.now, next(self._numbers), handle))  # noqa: FURB136  # a call less
         return handle

@@ -52,7 +52,7 @@ def test_histories_hold(first: int) -> None:
         assert not outcome.violations, "\n".join([f"seed {seed}: {outcome.violations}", *outcome.history.lines()])
 
 
-@pytest.mark.parametrize("seed", [10803, 12070, 17487, 51637, 405350, 406998, 408044, 414444])
+@pytest.mark.parametrize("seed", [10803, 12070, 17487, 51637, 106458, 405350, 406998, 408044, 414444, 519700, 520650])
 def test_seeds_that_once_failed_hold(seed: int) -> None:
     assert run_scenario(draw_scenario(seed)).violations == ()
 

@@ -41,6 +41,24 @@ def test_a_fast_clock_makes_waits_short(loop: VirtualLoop) -> None:
     assert times == [0.8]
 
 
+def test_whoever_is_called_at_a_time_finds_that_it_has_come(loop: VirtualLoop) -> None:
+    early: list[float] = []
+
+    def ask(when: float) -> None:
+        if loop.time() < when:
+            early.append(when)
+
+    def call_at(whens: list[float]) -> None:
+        for when in whens:
+            loop.call_at(when, ask, when)
+
+    for number in range(20):
+        host = Host("a", speed=0.9 + 0.01 * number, offset_s=0.37 * number)
+        loop.on_host(host, 0.0, call_at, [host.offset_s + 0.001 * place for place in range(1, 1000)])
+    run(loop, 10.0)
+    assert not early
+
+
 def test_a_paused_host_goes_on_where_it_stood(loop: VirtualLoop) -> None:
     times: list[float] = []
     host = Host("a")
