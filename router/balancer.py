@@ -86,8 +86,11 @@ def choose(
     """
     fitting = [view for view in views if _fits(size, view)]
     trusted = [view for view in fitting if view.record.incarnation not in excluded]
-    with_decode = [view for view in fitting if view.record.role is Role.DECODE or view in trusted]
-    candidates = _scored(size, trusted, settings) or _scored(size, with_decode, settings)
+    candidates = _scored(size, trusted, settings)
+    if not candidates:
+        trusted_readers = [view for view in trusted if view.record.role is Role.PREFILL]
+        writers = [view for view in fitting if view.record.role is Role.DECODE]
+        candidates = _scored(size, [*trusted_readers, *writers], settings)
     if not candidates:
         return None
     if min(total_s for total_s, _ in candidates) > left_s:

@@ -74,7 +74,8 @@ def may_rebind(run: AttemptRun) -> bool:
 def came_too_late(run: AttemptRun) -> bool:
     """Say whether a decode worker that took over found the export gone: the one before it had fetched it and failed.
 
-    There was one failure then, and nobody else is to blame.
+    There was one failure then, and nobody else is to blame. (Where the prefill worker has failed as well, the attempt
+    ends all the same, and the next one finds that out.)
     """
     failure, origin = run.failure, run.order.origin
     return failure is not None and isinstance(failure.error, ExportGone) and origin is not None and origin.binding > 0
