@@ -30,7 +30,7 @@ class Seen:
     """The router's word for the difference."""
     transfer_s: float = 0.0
     exposed_s: float = 0.0
-    """How long blocks were under way after the prefill had ended, as the decode worker says it."""
+    """From the end of the prefill until every block could be read, as the decode worker says it."""
 
     @property
     def second_gap_s(self) -> float:

@@ -141,8 +141,8 @@ async def _length_rows(split: Asker, local: Asker, prompts: Prompts, *, quick: b
     transfer_s = statistics.median(_values(ours, "transfer_s"))
     exposed_s = statistics.median(_values(ours, "exposed_s"))
     report.progress.print(
-        f"{tokens} tokens, {requests} requests: transfer {1000 * transfer_s:.1f} ms, "
-        f"of which after the prefill {1000 * exposed_s:.2f} ms"
+        f"{tokens} tokens, {requests} requests: blocks under way for {1000 * transfer_s:.1f} ms, "
+        f"exposed after the prefill {1000 * exposed_s:.2f} ms"
     )
     return rows
 
@@ -157,7 +157,7 @@ def _handover_rows(case: str, taken: list[float], copied_s: float) -> list[repor
 
 
 def _exposed_row(case: str, seen: list[Seen]) -> report.Row:
-    """Return the share of the requests' time in which nothing but the transfer went on."""
+    """Return the share of the requests' time between the end of the prefill and the blocks' being there to be read."""
     percent = statistics.median(100 * max(each.exposed_s, RESOLUTION_S) / each.total_s for each in seen)
     against = f"aim: {EXPOSED_AIM_PERCENT:g} % of the request"
     return report.lower_is_better(case, percent, "%", against, EXPOSED_AIM_PERCENT).aiming_at(1.0)

@@ -3,7 +3,7 @@
 ``proto/cluster_rpc/v1/handoff.proto`` is the same on the wire; ``cluster_rpc.handoff_messages`` translates.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster_core.blocks import BlockReference
 from cluster_core.identity import Attempt, BlockHash, Incarnation, RequestId, WorkerId
@@ -84,6 +84,9 @@ class ExportOpened:
     exporter_transport_address: bytes
     wire_format: str = ""
     """The format that was offered, if blocks come packed in it."""
+    waited_s: float = 0.0
+    """From the coming of the importer's opening to this answer. Later messages count from the answer: two workers'
+    clocks do not agree on moments."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +96,8 @@ class ExportFinished:
     first_token_id: int
     fork_token_ids: tuple[int, ...] = ()
     """The first tokens of the other choices, where the request has several."""
+    ended_s: float = 0.0
+    """From `ExportOpened` to the end of the prefill's last step; negative: it was before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +107,10 @@ class BlocksSealed:
     blocks: tuple[BlockReference, ...]
     finished: ExportFinished | None = None
     """With the last blocks, on the wire: what is said next, in the same message."""
+    filled_s: float = 0.0
+    """From `ExportOpened` to the moment when the last of these blocks was filled; negative: it was before."""
+    pulled_s: float | None = None
+    """From `ExportOpened` to the moment when the first `PullBlocks` was heard; None: none has been."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,38 +126,47 @@ ExporterMessage = ExportOpened | BlocksSealed | ExportFinished | ExportFailed
 def in_turn(message: ExporterMessage) -> tuple[ExporterMessage, ...]:
     """Return what a message says, one thing after the other."""
     if isinstance(message, BlocksSealed) and message.finished is not None:
-        return BlocksSealed(blocks=message.blocks), message.finished
+        return replace(message, finished=None), message.finished
     return (message,)
+
+
+SURE_SHARE = 0.25
+"""A rate is told where its time is off by so much of it at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandoffReport:
-    """What a hand-over moved and took."""
+    """What a hand-over moved and took. Its times are made of two workers' clocks (see `kv_transfer.import_times`)."""
 
     moved_blocks: int
     kept_blocks: int
     """Blocks that the importer already had."""
     moved_bytes: int
     messages: int
+    """Lots in which the blocks came."""
     transfer_s: float
-    """How long blocks were under way: sealed, and not yet checked here."""
+    """How long some were under way: filled there and asked for, and not yet checked here."""
     exposed_s: float
-    """The part of it after the exporter had finished its prefill."""
+    """From the end of the prefill's last step there until all blocks could be read here, whatever it was spent on."""
     transport: str
     exact_bytes: int
     """Bytes of the moved blocks where they lie: more than ``moved_bytes`` where they were rounded on their way."""
     wire_format: str = EXACT
     """How they came: `EXACT`, or the format that they were rounded to."""
+    overlapped_s: float = 0.0
+    """The part of ``transfer_s`` before the end of the prefill's last step: what the prefill hid."""
+    unsure_s: float = 0.0
+    """How far ``transfer_s`` may be off."""
 
     @property
-    def overlapped_s(self) -> float:
-        """The part of the transfer that the prefill hid."""
-        return max(0.0, self.transfer_s - self.exposed_s)
+    def rated_s(self) -> float:
+        """The time that a rate may be told of: ``transfer_s``, but 0 where that may be off by more than a quarter."""
+        return self.transfer_s if self.unsure_s <= SURE_SHARE * self.transfer_s else 0.0
 
     @property
     def bytes_per_s(self) -> float:
-        """How fast the bytes came while blocks were under way; 0 where nothing moved."""
-        return self.moved_bytes / self.transfer_s if self.transfer_s > 0 else 0.0
+        """How fast the bytes came while blocks were under way; 0 where nothing moved, or too quickly to tell."""
+        return self.moved_bytes / self.rated_s if self.rated_s > 0 else 0.0
 
     @property
     def wire_share(self) -> float:

@@ -17,7 +17,7 @@ class LinkReport:
     transport: str
     lane: str = ""
     """What carries long messages: ``cma``, ``shared memory``, ``cuda ipc``, ``rdma``, ``tcp``, ``memory`` (within one
-    process); empty where the transport does not tell."""
+    process); empty where neither the transport nor the kernel tells."""
     expected_lane: str = ""
     """What should at least, given where the two workers run; empty where nothing can be said."""
     same_host: bool = False

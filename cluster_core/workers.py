@@ -41,6 +41,9 @@ class WorkerLoad:
     transfer_fixed_s: float = 0.0
     draining: bool = False
     orphaned_holds: int = 0
+    """Holds on blocks without an owner, since the worker's start: each is a bug."""
+    expired_leases: int = 0
+    """Exports that nobody came for in time."""
     preemptions: int = 0
     answer_steps: int = 0
     """Steps that wrote an answer's next tokens, counted once for each answer of a step. Since the start, as are all of

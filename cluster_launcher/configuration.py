@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from block_directory.settings import DirectorySettings
-from cluster_core.errors import PartUnavailable, SettingsError
+from cluster_core.errors import PartUnavailable
 from cluster_core.settings_reader import Document, load_document, read_section
 from cluster_launcher.findings import Verdict
 from cluster_launcher.network_findings import NIXL_PACKAGES, is_here, port_is_free
@@ -99,16 +99,10 @@ def check_model(configuration: Configuration) -> ServedModel:
 
 
 def check_transfer(configuration: Configuration) -> None:
-    """Raise `PartUnavailable` or `SettingsError` where blocks cannot be handed over as the file says."""
-    transfer = configuration.transfer
-    if transfer.transport == "nixl" and not is_here(NIXL_PACKAGES):
+    """Raise `PartUnavailable` where blocks cannot be handed over as the file says."""
+    if configuration.transfer.transport == "nixl" and not is_here(NIXL_PACKAGES):
         message = "transfer.transport: NIXL is not installed; run `pip install 'baton-serve[nixl]'`, or set \"ucx\""
         raise PartUnavailable(message)
-    if transfer.wire_format != "exact" and configuration.model.implementation == "hash":
-        message = (
-            f"transfer.wire_format: the hash model's blocks are no numbers that {transfer.wire_format} could round"
-        )
-        raise SettingsError(message)
 
 
 def check_directory_url(url: str) -> None:

@@ -11,6 +11,7 @@ from cluster_core.errors import BatonError
 from cluster_core.identity import Role
 from cluster_core.links import LinkReport
 from cluster_launcher.findings import Finding, ok, warn
+from cluster_launcher.hold_findings import hold_findings
 from cluster_launcher.reach import reach
 from cluster_launcher.state_file import RunningCluster
 from cluster_launcher.timeline import duration
@@ -93,6 +94,7 @@ def cluster_links(clusters: list[RunningCluster]) -> Iterator[Finding]:
             yield warn(cluster.name, f"it runs (pid {cluster.pid}), but does not answer", str(error))
         else:
             yield from link_findings(view)
+            yield from hold_findings(view)
 
 
 async def _view(address: str) -> ClusterView:

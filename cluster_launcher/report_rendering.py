@@ -48,13 +48,21 @@ def render_report(report: RequestReport, width: int, block_size_tokens: int = 0)
 
 
 def _handed_over(handoff: HandoffReport, link: str) -> str:
-    """Say what was handed over: ``prefill-0 → decode-1 over ucx (cma): 3 blocks moved in 3 messages, ...``."""
+    """Say what was handed over: ``prefill-0 → decode-1 over ucx (cma): 3 blocks moved in 1 message, ...``."""
+    messages = "1 message" if handoff.messages == 1 else f"{handoff.messages} messages"
     return (
-        f"{link or handoff.transport}: {handoff.moved_blocks} blocks moved in {handoff.messages} messages, "
-        f"{handoff.kept_blocks} were there already; {_on_the_wire(handoff)} in {duration(handoff.transfer_s)} "
-        f"({gigabytes_per_s(handoff):.2f} GB/s): {duration(handoff.overlapped_s)} overlapped with the prefill, "
-        f"{duration(handoff.exposed_s)} exposed after it"
+        f"{link or handoff.transport}: {handoff.moved_blocks} blocks moved in {messages}, "
+        f"{handoff.kept_blocks} were there already; {_on_the_wire(handoff)} {_took(handoff)}: "
+        f"{duration(handoff.overlapped_s)} overlapped with the prefill, {duration(handoff.exposed_s)} exposed after it"
     )
+
+
+def _took(handoff: HandoffReport) -> str:
+    """Say how long blocks were under way: ``in 1.00 ms (3.15 GB/s)``; without a rate where that is not known well."""
+    if rate := gigabytes_per_s(handoff):
+        return f"in {duration(handoff.transfer_s)} ({rate:.2f} GB/s)"
+    unsure = f" give or take {duration(handoff.unsure_s)}" if handoff.unsure_s else ""
+    return f"in {duration(handoff.transfer_s)}{unsure}"
 
 
 def _on_the_wire(handoff: HandoffReport) -> str:

@@ -137,7 +137,7 @@ def where(candidate: Candidate) -> str:
 
 
 def gigabytes_per_s(handoff: HandoffReport) -> float:
-    """Return the rate of a hand-over's bytes, 0 when nothing moved."""
+    """Return the rate of a hand-over's bytes, 0 when nothing moved or it was too quick to tell."""
     return handoff.bytes_per_s / 1e9
 
 
@@ -162,6 +162,7 @@ def _attempt_json(attempt: AttemptView) -> dict[str, Any]:
             "wire_share": handoff.wire_share,
             "messages": handoff.messages,
             "transfer_s": handoff.transfer_s,
+            "unsure_s": handoff.unsure_s,
             "overlapped_s": handoff.overlapped_s,
             "exposed_s": handoff.exposed_s,
             "gigabytes_per_s": gigabytes_per_s(handoff),

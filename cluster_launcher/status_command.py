@@ -10,6 +10,7 @@ from block_directory.redis_answer import without_password
 from cluster_core.identity import Role
 from cluster_launcher.exit_codes import ExitCode
 from cluster_launcher.findings import Finding, Verdict
+from cluster_launcher.hold_findings import hold_findings
 from cluster_launcher.link_findings import link_findings, links_table
 from cluster_launcher.output import Output
 from cluster_launcher.reach import reach
@@ -60,7 +61,8 @@ def status_json(address: str, view: ClusterView) -> dict[str, Any]:
 
 
 def _warnings(view: ClusterView) -> list[Finding]:
-    return [finding for finding in link_findings(view) if finding.verdict is not Verdict.OK]
+    findings = (*link_findings(view), *hold_findings(view))
+    return [finding for finding in findings if finding.verdict is not Verdict.OK]
 
 
 def pools_table(view: ClusterView) -> Table:

@@ -20,6 +20,7 @@ MAX_CHOICES = 64
 MAX_BINDINGS = 1024
 """Decode workers that one attempt may be given to, one after the other."""
 MAX_REASON_BYTES = 2048
+MAX_SPAN_S = 1e7
 DIGEST_BYTES = 16
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -77,6 +78,13 @@ def seconds(value: float, field: str) -> float:
     """Finite and not negative."""
     if not math.isfinite(value) or value < 0:
         refuse(field, f"must be a finite number of seconds, at least 0, not {value}")
+    return value
+
+
+def signed_seconds(value: float, field: str) -> float:
+    """Seconds into the future or, negative, into the past; never so many that sums of them are not numbers."""
+    if not abs(value) <= MAX_SPAN_S:
+        refuse(field, f"must be a number of seconds from -{MAX_SPAN_S:g} to {MAX_SPAN_S:g}, not {value}")
     return value
 
 

@@ -81,12 +81,16 @@ def exporter_to_proto(message: ExporterMessage) -> pb.ExporterMessage:
                 lease_s=message.lease_s,
                 exporter_transport_address=message.exporter_transport_address,
                 wire_format=message.wire_format,
+                waited_s=message.waited_s,
             )
             return pb.ExporterMessage(opened=opened)
         case BlocksSealed():
             finished = None if message.finished is None else _finished_to_proto(message.finished)
             blocks = map(_reference_to_proto, message.blocks)
-            return pb.ExporterMessage(sealed=pb.BlocksSealed(blocks=blocks, finished=finished))
+            sealed = pb.BlocksSealed(
+                blocks=blocks, finished=finished, filled_s=message.filled_s, pulled_s=message.pulled_s
+            )
+            return pb.ExporterMessage(sealed=sealed)
         case ExportFinished():
             return pb.ExporterMessage(finished=_finished_to_proto(message))
         case ExportFailed():
@@ -103,7 +107,13 @@ def exporter_from_proto(message: pb.ExporterMessage) -> ExporterMessage:
         case "sealed":
             sealed = message.sealed
             finished = _finished(sealed.finished, "sealed.finished") if sealed.HasField("finished") else None
-            return BlocksSealed(blocks=_references(sealed.blocks, "sealed.blocks"), finished=finished)
+            pulled_s = check.signed_seconds(sealed.pulled_s, "sealed.pulled_s") if sealed.HasField("pulled_s") else None
+            return BlocksSealed(
+                blocks=_references(sealed.blocks, "sealed.blocks"),
+                finished=finished,
+                filled_s=check.signed_seconds(sealed.filled_s, "sealed.filled_s"),
+                pulled_s=pulled_s,
+            )
         case "finished":
             return _finished(message.finished, "finished")
         case "failed":
@@ -114,12 +124,18 @@ def exporter_from_proto(message: pb.ExporterMessage) -> ExporterMessage:
 
 
 def _finished_to_proto(message: ExportFinished) -> pb.ExportFinished:
-    return pb.ExportFinished(first_token_id=message.first_token_id, fork_token_ids=message.fork_token_ids)
+    return pb.ExportFinished(
+        first_token_id=message.first_token_id, fork_token_ids=message.fork_token_ids, ended_s=message.ended_s
+    )
 
 
 def _finished(message: pb.ExportFinished, field: str) -> ExportFinished:
     check.at_most(len(message.fork_token_ids), check.MAX_CHOICES, f"{field}.fork_token_ids")
-    return ExportFinished(first_token_id=message.first_token_id, fork_token_ids=tuple(message.fork_token_ids))
+    return ExportFinished(
+        first_token_id=message.first_token_id,
+        fork_token_ids=tuple(message.fork_token_ids),
+        ended_s=check.signed_seconds(message.ended_s, f"{field}.ended_s"),
+    )
 
 
 def _open(message: pb.OpenExport) -> OpenExport:
@@ -184,6 +200,7 @@ def _opened(message: pb.ExportOpened) -> ExportOpened:
         lease_s=lease_s,
         exporter_transport_address=message.exporter_transport_address,
         wire_format=message.wire_format,
+        waited_s=check.signed_seconds(check.seconds(message.waited_s, "opened.waited_s"), "opened.waited_s"),
     )
 
 

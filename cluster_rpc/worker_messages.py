@@ -133,6 +133,7 @@ def status_to_proto(worker_id: WorkerId, incarnation: Incarnation, load: WorkerL
         transfer_fixed_s=load.transfer_fixed_s,
         draining=load.draining,
         orphaned_holds=load.orphaned_holds,
+        expired_leases=load.expired_leases,
         preemptions=load.preemptions,
         answer_steps=load.answer_steps,
         written_tokens=load.written_tokens,
@@ -160,6 +161,7 @@ def load_from_proto(status: pb.WorkerStatus) -> WorkerLoad:
         transfer_fixed_s=check.seconds(status.transfer_fixed_s, "transfer_fixed_s"),
         draining=status.draining,
         orphaned_holds=status.orphaned_holds,
+        expired_leases=status.expired_leases,
         preemptions=status.preemptions,
         answer_steps=status.answer_steps,
         written_tokens=status.written_tokens,
@@ -188,6 +190,8 @@ def report_to_proto(report: HandoffReport) -> pb.HandoffReport:
         transport=report.transport,
         wire_format=report.wire_format,
         exact_bytes=report.exact_bytes,
+        overlapped_s=report.overlapped_s,
+        unsure_s=report.unsure_s,
     )
 
 
@@ -205,6 +209,8 @@ def report_from_proto(message: pb.HandoffReport) -> HandoffReport:
         transport=message.transport,
         wire_format=message.wire_format or EXACT,
         exact_bytes=message.exact_bytes,
+        overlapped_s=check.seconds(message.overlapped_s, "handoff.overlapped_s"),
+        unsure_s=check.seconds(message.unsure_s, "handoff.unsure_s"),
     )
 
 

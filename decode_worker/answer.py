@@ -59,6 +59,8 @@ class Answer:
     """Whether a fetch for it has been tried."""
     fetch: FetchReport | None = None
     import_began_s: float = 0.0
+    unwanted: frozenset[int] = frozenset()
+    """Choices of which the reader had enough before they began: each ends with its first token."""
     read_here: bool = False
     """Its import was called back, or came too late: the prompt is read here, although a prefill worker reads it too."""
 
@@ -71,6 +73,16 @@ class Answer:
     def may_fetch(self) -> bool:
         """Whether its beginning may still be fetched: where it is read here, for the first time."""
         return self.order.origin is None and self.written == 0 and not self.has_fetched and not self.tells_prompt
+
+    def leave_out(self, choice: int) -> bool:
+        """End ``choice`` with its first token, since nobody wants more of it; False where that has been written.
+
+        Until then this answer reads or imports for all that it will be forked into: it must not end before.
+        """
+        if self.written or choice >= self.order.choices:
+            return False
+        self.unwanted |= {choice}
+        return True
 
     @property
     def fork_seeds(self) -> tuple[int, ...]:
@@ -92,6 +104,11 @@ class Answer:
         elif self.paused_since_s is None:
             self.paused_since_s = now_s
         return self.stream.full
+
+    def paused_s(self, now_s: float) -> float:
+        """Return for how long its reader has not kept up; 0.0 where it does."""
+        since_s = self.paused_since_s if self.is_paused(now_s) else None
+        return 0.0 if since_s is None else now_s - since_s
 
     @property
     def left(self) -> int:
@@ -123,6 +140,6 @@ class Answer:
             self.sequence.append(token_id)
         self.sequence.advance(len(token_ids) - 1)
         self.written += len(token_ids)
-        if token_ids[-1] in self.order.sampling.stop_token_ids:
+        if token_ids[-1] in self.order.sampling.stop_token_ids or self.choice in self.unwanted:
             return "stop"
         return None if self.left else "length"

@@ -59,6 +59,10 @@ class PromptImports:
         self._tasks[answer] = task
         task.add_done_callback(lambda done: self._over(answer, done, job.remains))
 
+    def running(self) -> tuple[Answer, ...]:
+        """Return the answers whose imports have not stopped yet."""
+        return tuple(self._tasks)
+
     def cancel(self, answer: Answer) -> None:
         """Stop an import; `failed` is called once it has stopped."""
         self._tasks[answer].cancel()

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 from cluster_core.errors import BatonError, Cancelled, LegFailed, RequestError
 from cluster_core.failpoints import hit
-from cluster_core.holds import RequestHold
+from cluster_core.holds import Hold, RequestHold
 from cluster_core.identity import Attempt, RequestId
 from cluster_core.logprobs import TokenLogprobs
 from cluster_core.workers import WorkerLoad
@@ -128,11 +128,13 @@ class DecodeScheduler:
 
     def end_choice(self, request_id: RequestId, attempt: Attempt, choice: int) -> bool:
         """End one of several answers, whose reader has enough of it; False when it has ended already."""
-        answer = self._live.get((request_id, choice))
+        answer = self._live.get((request_id, choice)) or self._live.get((request_id, 0))
         if answer is None or answer.order.attempt != attempt:
             return False
-        self._end(answer, None)
-        return True
+        if answer.choice == choice and answer.written:
+            self._end(answer, None)
+            return True
+        return answer.leave_out(choice)
 
     def next_step(self) -> StepPlan | None:
         """Admit what has room, then give every answer that can move its place in the step, the oldest first."""
@@ -191,17 +193,15 @@ class DecodeScheduler:
         """
         settings, now_s = self._parts.settings, self._parts.clock()
         if self._waiting.blocked_since(now_s - settings.passing_s):
-            late = [
-                answer for answer in self._importing() if now_s - answer.import_began_s >= settings.import_patience_s
-            ]
+            late = [one for one in self._importing() if now_s - one.import_began_s >= settings.import_patience_s]
             self._call_back_youngest(late)
-        for answer in list(self._live.values()):
-            if not answer.is_paused(now_s):
-                continue
-            assert answer.paused_since_s is not None
-            if now_s - answer.paused_since_s >= settings.slow_reader_s:
-                message = f"the answer's reader took nothing for {settings.slow_reader_s:g} s"
-                self._end(answer, Cancelled(message))
+        for answer in [one for one in self._live.values() if one.paused_s(now_s) >= settings.slow_reader_s]:
+            self._end(answer, Cancelled(f"the answer's reader took nothing for {settings.slow_reader_s:g} s"))
+
+    def known_holds(self) -> set[Hold]:
+        """Return the holds of the answers that live or run, or that a step or an import still uses."""
+        stepping = (*self._running, *(share.answer for share in self._in_step))
+        return {answer.sequence.hold for answer in (*self._live.values(), *stepping, *self._imports.running())}
 
     async def close(self, error: BatonError) -> None:
         """End every answer with ``error`` and wait for the imports to stop."""
@@ -339,7 +339,7 @@ class DecodeScheduler:
             return
         self._on_change()  # first: a step is planned before anybody reads what is put on the stream
         report = imported.report
-        self._rates.transfer_took(report.exact_bytes, report.transfer_s, report.exposed_s)
+        self._rates.transfer_took(report.exact_bytes, report.rated_s, report.exposed_s)
         answer.sequence.private = imported.rounded
         answer.sequence.complete()
         answer.stream.put(HandedOver(report=report))

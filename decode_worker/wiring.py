@@ -34,6 +34,7 @@ from inference_engine.settings import EngineSettings
 from inference_engine.watched_holds import WatchedHolds
 from kv_transfer.exporter import Exporter
 from kv_transfer.fetcher import Fetcher
+from kv_transfer.hold_sweep import HoldSweep
 from kv_transfer.importer import Importer
 from kv_transfer.link_probe import LinkProbe, ProbeParts
 from kv_transfer.settings import TransferSettings
@@ -127,6 +128,13 @@ def assemble(
         speculation=Speculation(_guess_source(site, engine), most=site.speculation.max_draft_tokens),
     )
     scheduler = DecodeScheduler(parts, on_change=bell.ring)
+    holds = HoldSweep(
+        worker_id=site.worker_id,
+        pool=WatchedHolds(pool, bell.ring),
+        exporter=exporter,
+        importer=importer,
+        requests=lambda: scheduler.known_holds() | borrowed.known_holds(),
+    )
     loop = EngineLoop(engine=with_failpoints(engine, "d.step"), work=scheduler, on_broken=worker.break_down)
     bell.listen(loop.wake)
     status = WorkerStatusService(site.worker_id, site.incarnation, load=worker.load, drain=worker.stop_admission)
@@ -141,6 +149,7 @@ def assemble(
         importer=importer,
         exporter=exporter,
         borrowed=borrowed,
+        holds=holds,
         source=source,
         links=links,
         channels=channels,

@@ -27,6 +27,7 @@ from inference_engine.borrowed_prefixes import BorrowedPrefixes
 from inference_engine.engine_loader import ServingEngine
 from inference_engine.engine_loop import EngineLoop
 from kv_transfer.exporter import Exporter
+from kv_transfer.hold_sweep import HoldSweep
 from kv_transfer.importer import Importer
 from kv_transfer.link_probe import LinkProbe
 from kv_transfer.transport import Transport
@@ -34,7 +35,7 @@ from kv_transfer.transport import Transport
 log = logging.getLogger(__name__)
 
 SWEEP_S = 0.25
-"""How often paused answers, late imports and the engine's step are looked at."""
+"""How often paused answers, late imports, holds and the engine's step are looked at."""
 
 DRAIN_POLL_S = 0.02
 
@@ -59,6 +60,7 @@ class DecodeParts:
     importer: Importer
     exporter: Exporter
     borrowed: BorrowedPrefixes
+    holds: HoldSweep
     source: GrpcBlockSource
     links: LinkProbe
     channels: ChannelPool
@@ -140,7 +142,8 @@ class DecodeWorker:
         return replace(
             parts.scheduler.load(),
             engine_steps=parts.loop.steps,
-            orphaned_holds=parts.exporter.orphaned,
+            orphaned_holds=parts.holds.orphaned,
+            expired_leases=parts.exporter.expired,
             links=parts.links.book.reports(),
         )
 
@@ -194,6 +197,7 @@ class DecodeWorker:
             await asyncio.sleep(SWEEP_S)
             self.parts.scheduler.sweep()
             await self.parts.exporter.sweep()
+            self.parts.holds.sweep()
             self._check_step()
 
     def _check_step(self) -> None:

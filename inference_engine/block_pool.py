@@ -147,6 +147,10 @@ class BlockPool:
         cache: tuple[Hold, ...] = (CacheHold(),) if index in self._sealed else ()
         return frozenset((*self._owners[index], *cache))
 
+    def holders(self) -> dict[Hold, int]:
+        """Return every hold but the cache's, and how many blocks it keeps. Costs a walk over the holds."""
+        return {hold: len(blocks) for hold, blocks in self._blocks_of.items()}
+
     def drain_events(self) -> list[BlockEvent]:
         """Return what the cache gained and lost since the last call, in order, neighbours of a kind in one event."""
         drained: list[BlockEvent] = []

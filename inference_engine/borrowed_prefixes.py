@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from cluster_core.handoff import FetchJob, FetchReport, FetchSource
-from cluster_core.holds import RequestHold
+from cluster_core.holds import Hold, RequestHold
 from cluster_core.identity import Attempt, BlockHash, RequestId
 from inference_engine.block_pool import NoFreeBlocks
 from inference_engine.sequence import TokenSequence
@@ -37,6 +37,8 @@ class Borrowing:
 
     on_end: Callable[[FetchReport | None], None]
     task: "asyncio.Task[FetchReport] | None" = None
+    hold: RequestHold | None = None
+    """What keeps the blocks that it fetches into, while its task runs."""
     followers: "list[Borrowing]" = field(default_factory=list)
 
 
@@ -101,6 +103,10 @@ class BorrowedPrefixes:
         if borrowing.task is not None:
             borrowing.task.cancel()
 
+    def known_holds(self) -> set[Hold]:
+        """Return what keeps the blocks that are being fetched into."""
+        return {leader.hold for leader in self._leaders.values() if leader.hold is not None}
+
     async def close(self) -> None:
         """Stop every fetch and wait for that."""
         tasks = [leader.task for leader in self._leaders.values() if leader.task is not None]
@@ -111,6 +117,7 @@ class BorrowedPrefixes:
 
     def _lead(self, borrowing: Borrowing, prefix: TokenSequence, job: FetchJob) -> None:
         self._leaders[job.hashes[job.first]] = borrowing
+        borrowing.hold = prefix.hold
         task = borrowing.task = asyncio.create_task(self._bring(job), name=f"fetch for {job.request_id}")
         task.add_done_callback(lambda done: self._over(borrowing, prefix, job, done))
 

@@ -38,10 +38,11 @@ class LearnedRates:
     def transfer_took(self, moved_bytes: int, transfer_s: float, exposed_s: float) -> None:
         """Learn from one import.
 
-        A transfer that overlaps with the prefill waits for it, so its rate is too low: the best of the recent rates is
-        kept. What remained exposed after the prefill is the fixed cost, since the rest moves while it runs.
+        What moves beside other load is slower: the best of the recent rates is kept. A ``transfer_s`` of 0.0 has none.
+        What remained exposed after the prefill is the fixed cost, since the rest moves while it runs.
         """
-        if not moved_bytes or transfer_s <= 0.0:
+        if not moved_bytes:
             return
-        self.transfer_bytes_per_s = max(self.transfer_bytes_per_s * FORGETTING, moved_bytes / transfer_s)
+        if transfer_s > 0.0:
+            self.transfer_bytes_per_s = max(self.transfer_bytes_per_s * FORGETTING, moved_bytes / transfer_s)
         self.transfer_fixed_s = smoothed(self.transfer_fixed_s, exposed_s)

@@ -67,6 +67,11 @@ class TokenSequence:
         self._filled = 0
 
     @property
+    def hold(self) -> RequestHold:
+        """What keeps its blocks."""
+        return self._hold
+
+    @property
     def pending(self) -> int:
         """Tokens whose KV is still to be computed."""
         return len(self.token_ids) - self.computed

@@ -28,6 +28,10 @@ class WatchedHolds:
         self._pool.release_block(index, hold)
         self._on_release()
 
+    def holders(self) -> dict[Hold, int]:
+        """See `BlockPool.holders`."""
+        return self._pool.holders()
+
     def generation(self, index: int) -> int:
         """See `BlockPool.generation`."""
         return self._pool.generation(index)

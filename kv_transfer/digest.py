@@ -15,7 +15,6 @@ import xxhash
 
 from cluster_core.blocks import BlockReference
 from cluster_core.identity import BlockHash
-from kv_transfer.memory import BlockMemory
 
 DIGEST_BYTES = 16
 
@@ -43,6 +42,19 @@ class _RowDigests(Protocol):
         ...
 
 
+class DigestedRows(Protocol):
+    """The part of a `kv_transfer.memory.BlockMemory` that is read for its digests."""
+
+    @property
+    def rows(self) -> Any:
+        """All blocks as one matrix of bytes."""
+        ...
+
+    def buffer(self, index: int) -> Any:
+        """Return a block's bytes."""
+        ...
+
+
 class BlockDigests:
     """The digests of one memory's blocks, whose bytes stay where they are. Belongs to one thread.
 
@@ -50,7 +62,7 @@ class BlockDigests:
     not wait for anything else that the GPU does: whoever has written a block has seen to it that the write is done.
     """
 
-    def __init__(self, memory: BlockMemory) -> None:
+    def __init__(self, memory: DigestedRows) -> None:
         """Compile what a GPU needs, which takes seconds where it was never done before."""
         self._memory = memory
         self._device = _on_device(memory.rows)

@@ -14,20 +14,30 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import TypeAlias, assert_never
+from typing import assert_never
 
 from cluster_core.errors import BatonError, ExportGone, LegFailed, TransferFailed, WorkerLost
 from cluster_core.failpoints import copies, hit
-from cluster_core.handoff import AcceptBlocks, ExporterMessage, ExportFailed, ImporterMessage, OpenExport, OpenFetch
+from cluster_core.handoff import (
+    AcceptBlocks,
+    ExporterMessage,
+    ExportFailed,
+    ImporterMessage,
+    OpenExport,
+    OpenFetch,
+    PullBlocks,
+)
 from cluster_core.holds import LeaseHold
-from cluster_core.identity import Attempt, BlockHash, Incarnation, RequestId
+from cluster_core.identity import Attempt, Incarnation, RequestId
 from cluster_core.layout import KvLayout
 from kv_transfer.digest import BlockDigests, DigestMemo
 from kv_transfer.export_memory import ExportMemory, SealedBlock
 from kv_transfer.export_session import ExporterSession, ExporterState
+from kv_transfer.lending import FindRun, lend_nothing, seal_run
 from kv_transfer.listener import Listener
 from kv_transfer.lot_sending import LotSending
 from kv_transfer.memory import BlockHolds, BlockMemory
+from kv_transfer.orphans import give_back_orphans
 from kv_transfer.session import (
     Answer,
     BlocksFilled,
@@ -41,18 +51,9 @@ from kv_transfer.session import (
     SendBlocks,
 )
 from kv_transfer.settings import TransferSettings
+from kv_transfer.stream_times import StreamTimes
 from kv_transfer.transport import Transport
 from kv_transfer.wire import make_wire
-
-FindRun: TypeAlias = Callable[[Sequence[BlockHash]], Sequence[int]]
-"""Says where in the pool the first of these blocks are that the cache has, up to one that it lacks."""
-
-LENT_AT_ONCE_BYTES = 8 << 20
-"""Bytes whose digests are computed in one turn of the event loop: a millisecond or less."""
-
-
-def _lend_nothing(_hashes: Sequence[BlockHash]) -> Sequence[int]:
-    return ()
 
 
 class Export:
@@ -77,6 +78,8 @@ class Export:
         self._binding = 0
         """Of the last listener; one of a lower number is late."""
         self._was_served = False
+        self._filled_at_s = clock()
+        """When blocks were sealed last."""
         self._ended = asyncio.Event()
 
     def seal(self, blocks: Sequence[SealedBlock]) -> None:
@@ -88,12 +91,16 @@ class Export:
         """
         if self._session.over:
             return
+        self._filled_at_s = self._clock()
         promised = tuple(self._blocks.promise(block, self.lease) for block in blocks)
         self._feed(BlocksFilled(blocks=promised))
         self._feed(BlocksReady(blocks=self._blocks.seal(promised)))
 
     def finish(self, first_token_id: int, fork_token_ids: tuple[int, ...] = ()) -> None:
-        """Say that every block is sealed, and the first token of each choice. Without effect once it is over."""
+        """Say that every block is sealed, and the first token of each choice. Without effect once it is over.
+
+        The importer is told that the prefill ended when `seal` was last called: its last step fills the last block.
+        """
         if self._session.over:
             return
         self._feed(PrefillFinished(first_token_id=first_token_id, fork_token_ids=fork_token_ids))
@@ -146,6 +153,8 @@ class Export:
             reason = "a fetch begins a stream"
             raise TransferFailed(reason)
         if listener is self._listener:
+            if isinstance(message, PullBlocks):
+                listener.times.pulled()
             self._feed(message)
 
     def detach(self, listener: Listener) -> None:
@@ -176,7 +185,7 @@ class Export:
             match action:
                 case Answer(message=message):
                     assert self._listener is not None, "only a listener is answered"
-                    self._listener.tell(message)
+                    self._listener.tell(message, self._filled_at_s)
                 case SendBlocks():
                     assert self._listener is not None, "only a listener pulls"
                     LotSending(self._listener, action, self._still_sealed, self._settings.pull_timeout_s).start(
@@ -218,7 +227,7 @@ class Exporter:
         incarnation: Incarnation,
         layout: KvLayout,
         settings: TransferSettings,
-        find_run: FindRun = _lend_nothing,
+        find_run: FindRun = lend_nothing,
         on_claim: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -259,7 +268,7 @@ class Exporter:
                 )
                 raise ExportGone(message)
             known.fail(f"attempt {attempt} took its place")
-            self.orphaned += self._blocks.holds.release(known.lease)
+            self.orphaned += give_back_orphans(self._blocks.holds, known.lease, f"life {self._incarnation}")
         export = self._new(LeaseHold(request_id, attempt))
         self._opened.set()
         self._opened = asyncio.Event()
@@ -274,35 +283,17 @@ class Exporter:
     def _lend(self, wanted: OpenFetch) -> Export:
         """Return an export into which comes what the cache has of a run of blocks."""
         export = self._new(LeaseHold(wanted.opening.request_id, wanted.opening.attempt, next(self._loans)))
-        task = asyncio.create_task(self._seal_run(export, wanted))
+        task = asyncio.create_task(seal_run(export, wanted, self._blocks, self._find_run))
         self._lending.add(task)
         task.add_done_callback(self._lending.discard)
         return export
 
-    async def _seal_run(self, export: Export, wanted: OpenFetch) -> None:
-        """Seal what the cache has, a few blocks at a time: digests take time that others need."""
-        size = self._blocks.layout.block_size_tokens
-        at_once = max(1, LENT_AT_ONCE_BYTES // self._blocks.memory.block_bytes)
-        for start in range(0, len(wanted.hashes), at_once):
-            hashes = wanted.hashes[start : start + at_once]
-            found = list(zip(self._find_run(hashes), hashes, strict=False))
-            first = wanted.first + start
-            export.seal(
-                [
-                    SealedBlock(position=position, index=index, hash=block_hash, tokens=size)
-                    for position, (index, block_hash) in enumerate(found, start=first)
-                ]
-            )
-            if len(found) < len(hashes):
-                break
-            await asyncio.sleep(0)
-        export.finish(0)
-
     async def serve(self, messages: AsyncIterator[ImporterMessage]) -> AsyncIterator[ExporterMessage]:
         """Serve one importer's stream, from its opening to the end; never raises for what the importer does."""
+        times = StreamTimes(self._clock)
         try:
-            opening, export = await self._open_for(messages)
-            listener = Listener(await self._transport.connect(opening.importer_transport_address))
+            opening, export = await self._open_for(messages, times)
+            listener = Listener(await self._transport.connect(opening.importer_transport_address), times)
             export.attach(listener, opening)
             self._on_claim()
         except BatonError as error:
@@ -322,10 +313,13 @@ class Exporter:
             listener.peer.abort()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _open_for(self, messages: AsyncIterator[ImporterMessage]) -> tuple[OpenExport, Export]:
+    async def _open_for(
+        self, messages: AsyncIterator[ImporterMessage], times: StreamTimes
+    ) -> tuple[OpenExport, Export]:
         try:
             async with asyncio.timeout(self._settings.open_timeout_s):
                 opening = await anext(messages, None)
+                times.came()
                 if isinstance(opening, OpenFetch):
                     self._check(opening.opening)
                     return opening.opening, self._lend(opening)
@@ -362,6 +356,11 @@ class Exporter:
         for export in self._exports.values():
             export.fail(reason)
 
+    def keeps(self, lease: LeaseHold) -> bool:
+        """Whether an export that is not over has this lease."""
+        export = self._exports.get((lease.request_id, lease.loan))
+        return export is not None and export.lease == lease and not export.over
+
     async def sweep(self) -> int:
         """End the leases whose time is up and forget what ended long ago; returns how many leases ended."""
         now, ended = self._clock(), 0
@@ -369,7 +368,7 @@ class Exporter:
             if export.deadline is None or export.deadline > now:
                 continue
             if export.over:
-                self.orphaned += self._blocks.holds.release(export.lease)
+                self.orphaned += give_back_orphans(self._blocks.holds, export.lease, f"life {self._incarnation}")
                 del self._exports[name]
             else:
                 export.expire()

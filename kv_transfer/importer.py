@@ -19,6 +19,8 @@ from cluster_core.failpoints import are_on, reach
 from cluster_core.handoff import (
     EXACT,
     AcceptBlocks,
+    BlocksSealed,
+    ExporterMessage,
     ExportFinished,
     ExportOpened,
     HandoffReport,
@@ -35,9 +37,11 @@ from cluster_core.layout import KvLayout
 from kv_transfer.digest import BlockDigests
 from kv_transfer.import_job import HandoffChannel, Imported, ImportJob
 from kv_transfer.import_session import Expectation, ImporterSession, ImporterState
+from kv_transfer.import_times import ImportTimes
 from kv_transfer.inbox import Inbox
 from kv_transfer.link_book import LinkBook
 from kv_transfer.memory import BlockHolds, BlockMemory
+from kv_transfer.posted_receives import Posted, PostedReceives
 from kv_transfer.session import BlockLanded, Complete, GiveUp, ImporterAction, ImporterEvent, PostReceives, Say
 from kv_transfer.settings import TransferSettings
 from kv_transfer.settling import Settling
@@ -88,6 +92,7 @@ class Importer:
         self.wire = make_wire(settings, layout, memory)
         self.settling = Settling()
         """Receives of hand-overs that were given up."""
+        self.receives = PostedReceives(self.settling)
         self._ending: set[asyncio.Task[None]] = set()
 
     async def run(self, job: ImportJob, channel: HandoffChannel) -> Imported:
@@ -138,15 +143,15 @@ class _Import:
         self._targets = TargetBlocks(importer.memory, importer.digests, importer.holds, job.targets, job.hashes, self)
         self._peer: Peer | None = None
         self._wire = None if job.lent else importer.wire  # what is fetched must be exact: others will find it
+        news_s = importer.links.news_s(job.exporter, job.exporter_incarnation)
+        self._times = ImportTimes(importer.clock, news_s)
         self._moved = 0
-        self._moving_since: float | None = None
-        self._moving_s = 0.0
-        self._finished_at = 0.0
 
     async def run(self) -> Imported:
         patience_s = self._importer.settings.settle_timeout_s
         reading = asyncio.create_task(self._read())
         try:
+            self._times.opening()
             await self._say(self._opening())
             while True:
                 event = await self._next_event()
@@ -160,7 +165,6 @@ class _Import:
                     if (imported := await self._perform(action)) is not None:
                         self._importer.let_end(self._say_the_rest(actions[place:], reading))
                         return imported
-                self._note_moving()
         except BaseException as error:
             reading.cancel()
             if isinstance(error, WorkerLost):
@@ -198,9 +202,19 @@ class _Import:
                 self._inbox.put(error)
                 return
             for each in in_turn(message):
-                if isinstance(each, ExportFinished):
-                    self._finished_at = self._importer.clock()
+                self._note_heard(each)
                 self._inbox.put(each)
+
+    def _note_heard(self, message: ExporterMessage) -> None:
+        match message:
+            case ExportOpened(waited_s=waited_s):
+                self._times.answered(waited_s)
+            case BlocksSealed(blocks=blocks, filled_s=filled_s, pulled_s=pulled_s):
+                self._times.filled((block.position for block in blocks), filled_s, pulled_s)
+            case ExportFinished(ended_s=ended_s):
+                self._times.ended(ended_s)
+            case _:
+                pass
 
     async def _next_event(self) -> ImporterEvent:
         if not self._inbox:
@@ -267,8 +281,12 @@ class _Import:
         match action:
             case PostReceives():
                 assert self._peer is not None, "the export is open"
-                self._targets.post(self._peer, action)
+                self._times.pulled(action.positions)
+                receive = self._targets.post(self._peer, action)
+                self._importer.receives.add(action.tag, Posted(self._job.request_id, receive, self._targets))
             case Say(message=message):
+                if isinstance(message, PullBlocks):
+                    self._times.pulling()
                 # A rejection that does not get through changes nothing: what follows is the error itself.
                 refused = self._session.state is ImporterState.REFUSED
                 with contextlib.suppress(LegFailed) if refused else contextlib.nullcontext():
@@ -285,6 +303,7 @@ class _Import:
     def landed(self, position: int, digest: bytes) -> None:
         """Take a block that has come."""
         self._moved += 1
+        self._times.landed(position)
         self._inbox.put(BlockLanded(position=position, digest=digest))
 
     def failed(self, positions: Sequence[int], error: BaseException) -> None:
@@ -310,32 +329,19 @@ class _Import:
             case _:
                 pass
 
-    def _note_moving(self) -> None:
-        """Count the time in which blocks are under way: between two chunks of the prefill there may be none.
-
-        Where more has come already, what follows it tells: blocks land by dozens, and looking takes time.
-        """
-        if self._inbox:
-            return
-        now, moving = self._importer.clock(), self._session.awaits_bytes
-        if self._moving_since is not None and not moving:
-            self._moving_s += now - self._moving_since
-            self._moving_since = None
-        elif self._moving_since is None and moving:
-            self._moving_since = now
-
     def _report(self) -> HandoffReport:
-        now = self._importer.clock()
-        if self._moving_since is not None:
-            self._moving_s += now - self._moving_since
+        spans, wire = self._times.spans(), self._targets.wire
+        at_once = wire.lot_blocks if wire is not None else len(self._job.targets)
         return HandoffReport(
             moved_blocks=self._moved,
             kept_blocks=len(self._job.kept),
             moved_bytes=self._moved * self._targets.travelling_bytes,
-            messages=self._moved,
-            transfer_s=self._moving_s,
-            exposed_s=now - self._finished_at,
+            messages=sum(-(-blocks // at_once) for blocks in spans.lots),
+            transfer_s=spans.transfer_s,
+            exposed_s=spans.exposed_s,
             transport=self._importer.transport.name,
             exact_bytes=self._moved * self._importer.memory.block_bytes,
-            wire_format=EXACT if self._targets.wire is None else self._targets.wire.format,
+            wire_format=EXACT if wire is None else wire.format,
+            overlapped_s=spans.overlapped_s,
+            unsure_s=spans.unsure_s,
         )

@@ -21,10 +21,12 @@ ROUND_TRIPS = 2.0
 
 def block_s(report: LinkReport, block_bytes: int) -> float:
     """Return the seconds that one of many blocks takes: a cost of its own, and one a byte. 0.0 where not measured."""
-    if not (report.small_in_bytes_per_s and report.large_in_bytes_per_s):
-        return 0.0
-    own_s = max(0.0, SMALL_BYTES / report.small_in_bytes_per_s - SMALL_BYTES / report.large_in_bytes_per_s)
-    return own_s + block_bytes / report.large_in_bytes_per_s
+    return _message_s(report.small_in_bytes_per_s, report.large_in_bytes_per_s, block_bytes)
+
+
+def block_out_s(report: LinkReport, block_bytes: int) -> float:
+    """Return the seconds that a block would take the other way. 0.0 where not measured."""
+    return _message_s(report.small_out_bytes_per_s, report.large_out_bytes_per_s, block_bytes)
 
 
 def blocks_in_flight(report: LinkReport | None, block_bytes: int) -> int:
@@ -35,3 +37,10 @@ def blocks_in_flight(report: LinkReport | None, block_bytes: int) -> int:
     needed = math.ceil(ROUND_TRIPS * (report.call_s + report.round_trip_s) / each_s)
     most = max(1, min(MOST_IN_FLIGHT, MOST_BYTES_IN_FLIGHT // block_bytes))
     return min(max(needed, FEWEST_IN_FLIGHT), most)
+
+
+def _message_s(small_bytes_per_s: float, large_bytes_per_s: float, message_bytes: int) -> float:
+    if not (small_bytes_per_s and large_bytes_per_s):
+        return 0.0
+    own_s = max(0.0, SMALL_BYTES / small_bytes_per_s - SMALL_BYTES / large_bytes_per_s)
+    return own_s + message_bytes / large_bytes_per_s

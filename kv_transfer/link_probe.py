@@ -45,9 +45,10 @@ from kv_transfer.link_bursts import (
     copy_rate,
     landing,
 )
-from kv_transfer.link_site import expected_lane, judged, lane_of, same_host, this_site
+from kv_transfer.link_site import expected_lane, judged, lane_of, same_host, seen_lane, this_site
 from kv_transfer.memory import BlockMemory
 from kv_transfer.settings import TransferSettings
+from kv_transfer.tcp_traffic import TcpWatch
 from kv_transfer.transport import Transport
 
 PATIENCE_S = 5.0
@@ -105,7 +106,7 @@ class LinkProbe:
                 raise TransferFailed(message) from error
             if known is not None:
                 measured = _best_of(known, measured)
-            return self.book.enter(judged(measured, self._parts.settings.ucx_tls))
+            return self.book.enter(judged(measured, self._parts.settings.ucx_tls, self._parts.memory.block_bytes))
 
     async def answer(self, questions: AsyncIterator[ProbeQuestion]) -> AsyncIterator[ProbeAnswer]:
         """Be the exporter of one conversation. Raises a `BatonError` for what makes no sense or takes too long."""
@@ -143,6 +144,7 @@ class LinkProbe:
         here, there = self._here(), hello.site
         async with await self._ends(hello) as ends:
             bursts = LinkBursts(conversation, ends, clock)
+            watch = TcpWatch(bursts.come)
             call_s, round_trip_s = await bursts.round_trip()
             measured = LinkReport(
                 peer=peer,
@@ -153,13 +155,13 @@ class LinkProbe:
                 call_s=call_s,
                 round_trip_s=round_trip_s,
                 small_in_bytes_per_s=await bursts.rate(bursts.come, SMALL, round_trip_s),
-                large_in_bytes_per_s=await bursts.rate(bursts.come, LARGE, round_trip_s),
+                large_in_bytes_per_s=await bursts.rate(watch.come, LARGE, round_trip_s),
                 small_out_bytes_per_s=await bursts.rate(bursts.go, SMALL, round_trip_s),
                 large_out_bytes_per_s=await bursts.rate(bursts.go, LARGE, round_trip_s),
                 copy_bytes_per_s=0.0 if self._cuda else copy_rate(ends.scratch, clock),
                 measured=1,
             )
-        return replace(measured, lane=self._lane(hello))
+        return replace(measured, lane=self._lane(hello, by_tcp=watch.by_tcp))
 
     def _check(self, hello: ProbeHello) -> None:
         if hello.meant != self._parts.incarnation:
@@ -175,12 +177,13 @@ class LinkProbe:
         sent = pool if len(pool) >= BURST_BYTES else scratch
         return LinkEnds(await self._parts.transport.connect(hello.transport_address), scratch, sent)
 
-    def _lane(self, hello: ProbeHello) -> str:
+    def _lane(self, hello: ProbeHello, *, by_tcp: bool | None) -> str:
         transport = self._parts.transport
         if transport.name == "loopback":
             return "memory"
         names = transport.lanes(hello.transport_address) if isinstance(transport, NamesLanes) else ()
-        return lane_of(names, cuda=self._cuda and hello.site.cuda)
+        named = lane_of(names, cuda=self._cuda and hello.site.cuda)
+        return named or seen_lane(self._here(), hello.site, by_tcp=by_tcp)
 
     def _here(self) -> LinkSite:
         if self._site is None:
@@ -211,4 +214,11 @@ class LinkProbe:
 def _best_of(known: LinkReport, measured: LinkReport) -> LinkReport:
     """Return the better of two measurements: what slows a link down for a moment is not the link."""
     best = max(known, measured, key=lambda report: report.large_in_bytes_per_s)
-    return replace(best, lane=measured.lane, measured=known.measured + 1)
+    return replace(
+        best,
+        lane=measured.lane,
+        small_in_bytes_per_s=max(known.small_in_bytes_per_s, measured.small_in_bytes_per_s),
+        small_out_bytes_per_s=max(known.small_out_bytes_per_s, measured.small_out_bytes_per_s),
+        large_out_bytes_per_s=max(known.large_out_bytes_per_s, measured.large_out_bytes_per_s),
+        measured=known.measured + 1,
+    )

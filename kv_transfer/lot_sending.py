@@ -45,19 +45,18 @@ class LotSending:
             self._listener.end(error)
             return
         wire = self._listener.wire
-        sent = self._post(blocks) if wire is None else await self._post_packed(blocks, wire)
+        sent = self._post(blocks) if wire is None else await self._post_packed(wire)
         if sent is not None:
             await self._watch(sent)
 
-    async def _post_packed(self, blocks: ExportMemory, wire: Wire) -> Future[None] | None:
+    async def _post_packed(self, wire: Wire) -> Future[None] | None:
         """Pack and send a few blocks at a time, so that some travel while others are packed."""
         numbered, sent = self._action.numbered, []
         for start in range(0, len(numbered), wire.lot_blocks):
             if not self._still_sealed(self._action):
                 return None
             some = numbered[start : start + wire.lot_blocks]
-            sealed = blocks.seal([block for _, block in some])
-            rows = wire.pack([block.index for block in sealed], [block.digest for block in sealed])
+            rows = wire.pack([block for _, block in some])
             lot = Lot(rows=rows, indices=range(len(some)), tag=self._action.tag, numbers=[number for number, _ in some])
             try:
                 part = self._listener.peer.send_lot(lot)

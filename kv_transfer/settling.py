@@ -18,6 +18,10 @@ class Settling:
         """Return how many blocks bytes may still land in."""
         return sum(map(len, self._receives.values()))
 
+    def __contains__(self, receive: object) -> bool:
+        """Say whether a receive is waited for here."""
+        return receive in self._receives
+
     def add(self, peer: Peer, receives: Mapping[Future[None], Collection[int]], patience_s: float) -> None:
         """Let the lots of one hand-over come to their end, after ``patience_s`` seconds by force.
 

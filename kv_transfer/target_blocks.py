@@ -52,8 +52,11 @@ class TargetBlocks:
         self._receives: dict[Future[None], dict[int, int]] = {}
         """For each lot the positions that have not landed, by their place in it."""
 
-    def post(self, peer: Peer, action: PostReceives) -> None:
-        """Post the receives of a pull as one lot; each target has a writer's hold until no byte can land in it."""
+    def post(self, peer: Peer, action: PostReceives) -> Future[None]:
+        """Post the receives of a pull as one lot; each target has a writer's hold until no byte can land in it.
+
+        Returns the lot's future.
+        """
         hold, indices = WriterHold(action.tag), [self._targets[position] for position in action.positions]
         places = range(len(indices))
         awaited = dict(zip(places, action.positions, strict=True))
@@ -70,6 +73,7 @@ class TargetBlocks:
             receive.add_done_callback(partial(_give_back, self.wire, staged))
         self._receives[receive] = awaited
         receive.add_done_callback(partial(self._settled, awaited, hold))
+        return receive
 
     def _lot(self, indices: Sequence[int], tag: int) -> Lot:
         places = range(len(indices))

@@ -7,21 +7,38 @@ fast link is never made slower, and off, which is the default, costs nothing: to
 What came rounded serves its own request. It is not sealed: no other request finds it, no other worker borrows it.
 """
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from cluster_core.blocks import BlockReference
 from cluster_core.errors import TransferFailed
 from cluster_core.handoff import EXACT, WireOffer
 from cluster_core.identity import Incarnation, WorkerId
 from cluster_core.layout import KvLayout
+from kv_transfer.digest import BlockDigests
 from kv_transfer.link_book import LinkBook
 from kv_transfer.memory import BlockMemory
 from kv_transfer.settings import TransferSettings
 
 LOT_BYTES = 1 << 20
 """Most exact bytes that are packed in one turn of the event loop: a millisecond or two. They travel as one lot."""
+_MEASURED_BLOCKS = 64
+"""As many are digested, at most, to see what that costs here."""
+
+
+class _Desk:
+    """Where blocks are laid to be packed: a copy that nobody else writes to."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows = rows
+        """As those of the pool, and where they are."""
+
+    def buffer(self, index: int) -> Any:
+        """Return a copy's bytes."""
+        return self.rows[index]
 
 
 class Wire:
@@ -36,7 +53,10 @@ class Wire:
         self._memory = memory
         self._saved = 1.0 - codec.packed_bytes / memory.block_bytes
         """The share of a block's bytes that need not travel."""
-        self._pack_s_per_byte, self._unpack_s_per_byte = codec.measure(memory.rows)
+        self._desk = _Desk(self._new_rows(self.lot_blocks, memory.block_bytes))
+        self._digests = BlockDigests(self._desk)
+        pack_s_per_byte, self._unpack_s_per_byte = codec.measure(memory.rows)
+        self._pack_s_per_byte = pack_s_per_byte + self._digest_s_per_byte()
         self._shelves: dict[int, list[Any]] = {}
 
     def offer(self, exporter: WorkerId, incarnation: Incarnation, links: LinkBook) -> WireOffer | None:
@@ -57,18 +77,40 @@ class Wire:
         shelf = self._shelves.setdefault(wanted, [])
         if shelf:
             return shelf.pop()
-        rows, shape = self._memory.rows, (wanted, self.packed_bytes)
+        return self._new_rows(wanted, self.packed_bytes)
+
+    def _new_rows(self, count: int, row_bytes: int) -> Any:
+        rows, shape = self._memory.rows, (count, row_bytes)
         return np.empty(shape, np.uint8) if isinstance(rows, np.ndarray) else rows.new_empty(shape)
 
     def give_back(self, rows: Any) -> None:
         """Put staging memory back: nothing reads or writes it any more."""
         self._shelves[len(rows)].append(rows)
 
-    def pack(self, indices: Sequence[int], digests: Sequence[bytes]) -> Any:
-        """Return staging memory with the blocks at ``indices``, packed; ``digests`` are theirs as they are."""
-        staged = self.take_rows(len(indices))
-        self._codec.pack(self._memory.rows[list(indices)], list(digests), staged[: len(indices)])
+    def pack(self, blocks: Sequence[BlockReference]) -> Any:
+        """Return staging memory with ``blocks``, packed; at most `lot_blocks`.
+
+        With each goes the digest of the very bytes that were packed, not the one that was sealed: the block is copied
+        once, and both are made of the copy. So what happens to a block after it was sealed shows at the importer, as
+        with blocks that travel as they are, and nothing can happen between its digest and its packing.
+        """
+        count = len(blocks)
+        copies = self._desk.rows[:count]
+        assert len(copies) == count, f"{count} blocks are more than a lot"
+        self._codec.copy(self._memory.rows, [block.index for block in blocks], copies)
+        digests = self._digests.of(range(count), [block.position for block in blocks], [block.hash for block in blocks])
+        staged = self.take_rows(count)
+        self._codec.pack(copies, list(digests), staged[:count])
         return staged
+
+    def _digest_s_per_byte(self) -> float:
+        places = range(min(self.lot_blocks, _MEASURED_BLOCKS))
+        times: list[float] = []
+        for _ in range(3):
+            began = time.perf_counter()
+            self._digests.of(places, places, [None] * len(places))
+            times.append(time.perf_counter() - began)
+        return min(times) / (len(places) * self._memory.block_bytes)
 
     def unpack(self, row: Any, index: int) -> bytes:
         """Fill block ``index`` from a packed one; returns the digest that it had, or none (empty) if it is damaged."""

@@ -1,8 +1,9 @@
 """Blocks made smaller for a slow link: 8 bits a number, one scale for each layer, keys or values, and head.
 
 A packed block is ``[scales | numbers | digest of the exact block | digest of all before]``. The last digest guards what
-travels; the one before it is the exporter's word of which block this is, and is compared with what it has sealed, so
-that a swapped or shifted block is caught although the bytes are not those that were sealed.
+travels; the one before it is of the bytes that were packed, seeded by place and hash, and is compared with what was
+sealed. So a block that was harmed before it was packed, or that is in another's place, is caught although the bytes
+that travel are not those that were sealed.
 
 What comes back differs from what was packed. With ``m`` the largest magnitude that shares a number's scale:
 
@@ -27,6 +28,8 @@ _TYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 _LARGEST = {"int8": 127.0, "fp8": 448.0}
 _SCALE_BYTES = 4
 _MEASURED_BYTES = 1 << 20
+_MEASURED_BLOCKS = 64
+"""Small blocks are as dear by the piece: more of them tell no more, and take time."""
 
 
 class WireCodec:
@@ -42,6 +45,13 @@ class WireCodec:
         self._numbers_end = self._scales_end + numbers
         self.packed_bytes = self._numbers_end + 2 * DIGEST_BYTES
         """Bytes of a packed block."""
+
+    def copy(self, rows: Any, indices: list[int], copies: Any) -> None:
+        """Copy the rows ``indices`` into ``copies``, where they are when this returns."""
+        for place, index in enumerate(indices):
+            copies[place] = rows[index]
+        if as_tensor(copies).is_cuda:
+            torch.cuda.current_stream(copies.device).synchronize()  # whoever digests them has a stream of its own
 
     def pack(self, blocks: Any, digests: list[bytes], packed: Any) -> None:
         """Pack ``blocks`` into ``packed``, matrices of bytes with a row for each; ``digests`` are the exact blocks'."""
@@ -85,7 +95,7 @@ class WireCodec:
 
     def measure(self, rows: Any) -> tuple[float, float]:
         """Return the seconds that packing and unpacking a byte of blocks takes where ``rows``, untouched, lie."""
-        count = max(1, _MEASURED_BYTES // self.block_bytes)
+        count = min(max(1, _MEASURED_BYTES // self.block_bytes), _MEASURED_BLOCKS)
         device = as_tensor(rows).device
         blocks = torch.ones((count, self.block_bytes // self._dtype.itemsize), dtype=self._dtype, device=device)
         blocks = blocks.view(torch.uint8)

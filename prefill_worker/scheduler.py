@@ -17,7 +17,7 @@ from typing import Protocol
 from cluster_core.errors import BatonError, Cancelled, LegFailed, RequestError
 from cluster_core.failpoints import hit
 from cluster_core.handoff import FetchReport
-from cluster_core.holds import RequestHold
+from cluster_core.holds import Hold, RequestHold
 from cluster_core.identity import Attempt, RequestId
 from cluster_core.sampling import choice_seed
 from cluster_core.workers import WorkerLoad
@@ -165,6 +165,11 @@ class PrefillScheduler:
         """End every prompt: the worker ends."""
         for prompt in list(self._live.values()):
             self._fail(prompt, error)
+
+    def known_holds(self) -> set[Hold]:
+        """Return the holds of the prompts that live or are read, or that a step still uses."""
+        stepping = (*self._reading, *(prompt for prompt, _ in self._in_step))
+        return {prompt.sequence.hold for prompt in (*self._live.values(), *stepping)}
 
     def load(self) -> WorkerLoad:
         """Return what the scheduler knows of the worker's load."""

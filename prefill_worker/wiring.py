@@ -25,6 +25,7 @@ from inference_engine.settings import EngineSettings
 from inference_engine.watched_holds import WatchedHolds
 from kv_transfer.exporter import Exporter
 from kv_transfer.fetcher import Fetcher
+from kv_transfer.hold_sweep import HoldSweep
 from kv_transfer.importer import Importer
 from kv_transfer.link_probe import LinkProbe, ProbeParts
 from kv_transfer.settings import TransferSettings
@@ -107,6 +108,13 @@ def assemble(
     )
     parts = SchedulerParts(pool=pool, capacity=capacity, exports=exporter, settings=site.settings, borrowed=borrowed)
     scheduler = PrefillScheduler(parts, on_change=bell.ring)
+    holds = HoldSweep(
+        worker_id=site.worker_id,
+        pool=WatchedHolds(pool, bell.ring),
+        exporter=exporter,
+        importer=importer,
+        requests=lambda: scheduler.known_holds() | borrowed.known_holds(),
+    )
     loop = EngineLoop(engine=with_failpoints(engine, "p.chunk"), work=scheduler, on_broken=worker.break_down)
     bell.listen(loop.wake)
     status = WorkerStatusService(site.worker_id, site.incarnation, load=worker.load, drain=worker.stop_admission)
@@ -121,6 +129,7 @@ def assemble(
         exporter=exporter,
         importer=importer,
         borrowed=borrowed,
+        holds=holds,
         calls=calls,
         links=links,
         channels=channels,

@@ -25,6 +25,7 @@ from inference_engine.borrowed_prefixes import BorrowedPrefixes
 from inference_engine.engine_loader import ServingEngine
 from inference_engine.engine_loop import EngineLoop
 from kv_transfer.exporter import Exporter
+from kv_transfer.hold_sweep import HoldSweep
 from kv_transfer.importer import Importer
 from kv_transfer.link_probe import LinkProbe
 from kv_transfer.transport import Transport
@@ -34,7 +35,7 @@ from prefill_worker.settings import PrefillSettings
 log = logging.getLogger(__name__)
 
 SWEEP_S = 0.25
-"""How often leases and the engine's step are looked at."""
+"""How often leases, holds and the engine's step are looked at."""
 
 DRAIN_POLL_S = 0.02
 
@@ -58,6 +59,7 @@ class PrefillParts:
     exporter: Exporter
     importer: Importer
     borrowed: BorrowedPrefixes
+    holds: HoldSweep
     calls: HandoffCalls
     links: LinkProbe
     channels: ChannelPool
@@ -139,7 +141,8 @@ class PrefillWorker:
         return replace(
             parts.scheduler.load(),
             engine_steps=parts.loop.steps,
-            orphaned_holds=parts.exporter.orphaned,
+            orphaned_holds=parts.holds.orphaned,
+            expired_leases=parts.exporter.expired,
             links=parts.links.book.reports(),
         )
 
@@ -192,6 +195,7 @@ class PrefillWorker:
         while True:
             await asyncio.sleep(SWEEP_S)
             await self.parts.exporter.sweep()
+            self.parts.holds.sweep()
             self._check_step()
 
     def _check_step(self) -> None:

@@ -121,6 +121,11 @@ class AttemptRun:
         return f"{prefill.record.worker_id} → {decode.record.worker_id} over {way}"
 
     @property
+    def _handed_over(self) -> bool:
+        """Whether the decode leg needs its prefill worker no more: it has the blocks, or has read the prompt itself."""
+        return self.record.handoff is not None or any(choice.handed_over for choice in self.choices)
+
+    @property
     def kept_blocks(self) -> int:
         """Leading full blocks of the prompt that the decode worker says it has kept of a hand-over that failed."""
         return max((leg.kept_blocks for leg in self._legs), default=0)
@@ -202,9 +207,12 @@ class AttemptRun:
     def leg_ended(self, leg: Leg, ended: LegEnded) -> None:
         """Note the end of a stream that left the answer incomplete.
 
-        A prefill leg has done its part with the first token; whether the blocks arrive, the decode leg will say.
+        Whether the blocks arrive after the first token, the decode leg will say, unless the prefill worker is gone: a
+        decode worker that waits for room, or for a peer that stands still, would notice that much later.
         """
-        if self.failure is not None or (leg.role is Role.PREFILL and self.prompt_read):
+        if self.failure is not None:
+            return
+        if leg.role is Role.PREFILL and self.prompt_read and (ended.answered or self._handed_over):
             return
         error = ended.error
         if error is None and leg.role is Role.DECODE and self.split and not self.prompt_read:
@@ -249,7 +257,7 @@ class AttemptRun:
                 worker.on_silence.pop(leg.give_up, None)
         for leg in (*self._legs, *self._dropped):
             await leg.ended()
-        await asyncio.gather(*self._endings)
+        await asyncio.gather(*self._endings, return_exceptions=True)
 
     def _add(self, role: Role, worker: Worker, call: Any) -> None:
         leg = Leg(role, worker.record, call, self._mailbox)

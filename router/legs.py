@@ -45,7 +45,7 @@ class Leg:
         self.started = False
         """Whether the worker has admitted the order."""
         self.over = False
-        """Whether the worker has ended the stream. A prefill worker does when nothing is on offer any more."""
+        """Whether the stream has ended. A prefill worker ends it when nothing is on offer any more."""
         self.kept_blocks = 0
         """What a decode worker says it has kept of a hand-over that failed: leading full blocks of the prompt."""
         self.fenced = False
@@ -62,6 +62,7 @@ class Leg:
     def give_up(self, reason: str) -> None:
         """End the leg because its worker no longer speaks, though its connection stands."""
         error = WorkerLost(f"{self.record.worker_id} is lost ({reason})")
+        self.over = True
         self._mailbox.send_last((self, LegEnded(error=error, answered=False)))
         self.cancel()
 

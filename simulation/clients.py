@@ -16,7 +16,7 @@ from simulation.calls import Channel
 from simulation.hash_engine import answer
 from simulation.history import History
 from simulation.network import Network
-from simulation.router_life import router_address
+from simulation.router_life import router_address, token_text
 from simulation.scenario import RequestPlan
 from simulation.virtual_loop import Host
 
@@ -49,7 +49,10 @@ class Client:
         self._network = network
         self._history: History = network.history
         self._host = host
-        self._expected = [self._oracle(choice, window_tokens) for choice in range(plan.choices)]
+        whole = [self._oracle(choice, window_tokens) for choice in range(plan.choices)]
+        self._stop = None if plan.stops_after is None else whole[0][: plan.stops_after][-1]
+        """The token whose text is the stop string."""
+        self._expected = [self._until_stop(tokens) for tokens in whole]
 
     @property
     def succeeded(self) -> bool:
@@ -116,12 +119,14 @@ class Client:
             stop_token_ids=plan.stop_token_ids,
             n=plan.choices,
             seed=plan.seed,
+            stop=() if self._stop is None else (token_text(self._stop),),
         )
         return pb.GenerateRequest(
             request_id=plan.name,
             tokenized=pb.TokenizedInput(input_ids=plan.prompt),
             sampling_params=sampling,
             cache_salt=plan.salt,
+            recovery=pb.RECOVERY_RECOVER if plan.recover else pb.RECOVERY_FAIL,
         )
 
     def _oracle(self, choice: int, window_tokens: int) -> list[int]:
@@ -135,6 +140,9 @@ class Client:
             stop_token_ids=frozenset(plan.stop_token_ids),
         )
         return answer(plan.prompt, sampling, choice, window_tokens)
+
+    def _until_stop(self, tokens: list[int]) -> list[int]:
+        return tokens[: tokens.index(self._stop) + 1] if self._stop in tokens else tokens
 
     def _take(self, response: pb.GenerateResponse) -> None:
         """Check one message against what came before and against the oracle."""
@@ -161,7 +169,7 @@ class Client:
         self.complete[choice] = True
         if tokens != expected:
             self._fail(f"choice {choice} is told to be complete: {tokens}, and not {expected}")
-        stopped = tokens[-1] in plan.stop_token_ids
+        stopped = tokens[-1] in (*plan.stop_token_ids, self._stop)
         if complete.finish_reason != ("stop" if stopped else "length"):
             self._fail(f"choice {choice} finished by {complete.finish_reason!r}")
         if (complete.prompt_tokens, complete.completion_tokens) != (len(plan.prompt), len(tokens)):

@@ -49,6 +49,8 @@ class Corruption(Enum):
     OVERWRITTEN = "overwritten after it was sealed"
     REUSED = "given to another request after it was sealed"
     REUSED_UNCHANGED = "given to another request that has not written yet"
+    FLIPPED_AT_SOURCE = "a bit flipped after it was sealed"
+    SWAPPED_AT_SOURCE = "two blocks swapped after they were sealed"
 
 
 IN_FLIGHT = frozenset(list(Corruption)[:9])
@@ -62,12 +64,12 @@ class Damage:
     """One corruption of one hand-over. ``done``: it has happened."""
 
     def __init__(self, kind: Corruption, victim: int, other: int, draw: random.Random, content: Rows) -> None:
-        """``victim`` and ``other`` are positions, all different; ``content`` returns a position's bytes as sealed."""
+        """``victim`` and ``other`` are positions, all different; ``content`` returns what travels of one."""
         self.kind = kind
         self.victim = victim
         self.other = other
         self.older_life = b""
-        """What lay in the victim's block before."""
+        """What would travel of what lay in the victim's block before."""
         self.done = False
         self.position_of: dict[int, int] = {}
         """Positions by the tag that the importer gave them."""

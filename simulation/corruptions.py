@@ -1,7 +1,8 @@
 """The corruption campaign: real exporters and importers, blocks that something corrupts, and blocks that nothing does.
 
 Every hand-over of a corrupted block must fail, and what the importer then calls verified must be what was sealed; of
-the others none may fail. Some hand-overs are fetches from a cache, which may bring less and need not fail for it.
+the others none may fail. Some hand-overs are fetches from a cache, which may bring less and need not fail for it. Of
+others the blocks travel packed, and what must then be at the importer is what rounding makes of what was sealed.
 Blocks are small (`LAYOUT`) and full of random bytes, so a wrong one never looks right.
 """
 
@@ -14,33 +15,32 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from cluster_core.errors import BatonError, LegFailed
 from cluster_core.hash_chain import HASH_BYTES
 from cluster_core.holds import LeaseHold, RequestHold
 from cluster_core.identity import Attempt, BlockHash, Incarnation, RequestId, WorkerId
-from cluster_core.layout import KvLayout
+from cluster_core.links import LinkReport
 from inference_engine.block_pool import BlockPool
 from kv_transfer.export_memory import SealedBlock
 from kv_transfer.exporter import Export, Exporter
 from kv_transfer.import_job import ImportJob
 from kv_transfer.importer import Importer
 from kv_transfer.loopback_transport import LoopbackNetwork, LoopbackTransport
-from kv_transfer.settings import TransferSettings
+from simulation.campaign_blocks import LAYOUT, MOST_BLOCKS, SETTINGS, BlockRows, Rounding, as_numbers
 from simulation.corrupting import AT_SOURCE, CorruptingStream, CorruptingTransport, Corruption, Damage
 from simulation.virtual_loop import CURRENT, VirtualLoop
 
-LAYOUT = KvLayout(layers=1, kv_heads=1, head_dim=2, block_size_tokens=4, dtype="float32")
-SETTINGS = TransferSettings(transport="loopback", lease_s=1.0, blocks_in_flight=24)
-MOST_BLOCKS = 64
 ONE = Attempt(1)
 FETCHES = 0.25
 """The part of all hand-overs that are fetches."""
+PACKED = 0.125
+"""The part of the others whose blocks travel packed."""
+NEAR, FAR = WorkerId("prefill-0"), WorkerId("prefill-0 over a slow link")
+"""The exporter, by two links. Only of the slow one the importer knows a rate, so only there it offers to round."""
+SLOW_BYTES_PER_S = 1e-3
 LONGEST_S = 60.0
 """Every wait of a hand-over is over by then."""
-
-Matrix = npt.NDArray[np.uint8]
 
 
 @dataclass(slots=True)
@@ -52,6 +52,8 @@ class Campaign:
     clean_blocks: int = 0
     fetches: int = 0
     """How many of the hand-overs were."""
+    packed: int = 0
+    """Of how many the blocks travelled packed."""
     false_alarms: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
@@ -66,6 +68,7 @@ class Campaign:
             "clean_blocks": self.clean_blocks,
             "false_alarms": self.false_alarms,
             "fetches": self.fetches,
+            "packed": self.packed,
             "wrong": self.wrong,
         }
 
@@ -88,23 +91,6 @@ def run_campaign(
     return campaign
 
 
-class BlockRows:
-    """See `kv_transfer.memory.BlockMemory`."""
-
-    def __init__(self, total_blocks: int) -> None:
-        self.block_bytes = LAYOUT.block_bytes
-        self.rows: Matrix = np.zeros((total_blocks, self.block_bytes), dtype=np.uint8)  # [block, byte]
-
-    def buffer(self, index: int) -> Matrix:
-        """Return a block's bytes."""
-        row: Matrix = self.rows[index]
-        return row
-
-    def clear_unused(self, index: int, tokens: int) -> None:
-        """Zero what lies behind the last token."""
-        self.rows[index, tokens * LAYOUT.token_bytes :] = 0
-
-
 class Pair:
     """A worker that exports and one that imports, on a virtual clock. One hand-over runs at a time."""
 
@@ -120,6 +106,7 @@ class Pair:
         self.sender, receiver = CorruptingTransport(network), LoopbackTransport(network)
         self.sources, self.targets = BlockRows(2 * MOST_BLOCKS), BlockRows(2 * MOST_BLOCKS)
         self.source_pool, self.target_pool = BlockPool(2 * MOST_BLOCKS), BlockPool(2 * MOST_BLOCKS)
+        self.rounding = Rounding()
 
         async def start() -> None:
             await self.sender.start()
@@ -143,6 +130,15 @@ class Pair:
                 layout=LAYOUT,
                 settings=SETTINGS,
                 clock=self._loop.time,
+            )
+            self.importer.links.enter(
+                LinkReport(
+                    peer=FAR,
+                    incarnation=Incarnation(1),
+                    transport="loopback",
+                    large_in_bytes_per_s=SLOW_BYTES_PER_S,
+                    small_in_bytes_per_s=SLOW_BYTES_PER_S,
+                )
             )
 
         self._run(start())
@@ -168,7 +164,7 @@ class Pair:
         if victim == other:
             self._finish(handover, campaign)
             return
-        damage = Damage(kind, victim, other, self.draw, handover.sealed_bytes)
+        damage = Damage(kind, victim, other, self.draw, handover.travelling_bytes)
         damage.older_life = handover.older_life(victim)
         error = self._run(handover.run(damage))
         campaign.injected += 1
@@ -191,6 +187,7 @@ class Pair:
     def _finish(self, handover: "_Handover", campaign: Campaign) -> None:
         """Let time pass until every lease is over; then nothing may be held."""
         campaign.fetches += handover.job.lent
+        campaign.packed += handover.packed
         handover.give_back()
         self._loop.run(self._loop.now + SETTINGS.lease_s)
         for _ in range(2):
@@ -233,6 +230,9 @@ class _Handover:
         size = LAYOUT.block_size_tokens
         self._last_tokens = size if fetches else draw.choice((size, draw.randint(1, size - 1)))
         self._filled[-1, self._last_tokens * LAYOUT.token_bytes :] = 0
+        self.packed = not fetches and draw.random() < PACKED
+        if self.packed:
+            as_numbers(self._filled)
         pair.sources.rows[self._sources] = self._filled
         kept = draw.choice((0, 0, draw.randrange(blocks)))
         pair.targets.rows[self._targets] = np.frombuffer(draw.randbytes(self._filled.nbytes), np.uint8).reshape(
@@ -242,10 +242,14 @@ class _Handover:
         full = blocks - (self._last_tokens < LAYOUT.block_size_tokens)
         self._hashes = tuple(BlockHash(draw.randbytes(HASH_BYTES)) for _ in range(full))
         self.moved = range(kept, blocks)
+        self._wanted = self._filled.copy()
+        """What the importer must have in the end."""
+        if self.packed:
+            self._wanted[kept:] = pair.rounding.afterwards(self._filled[kept:])
         self.job = ImportJob(
             request_id=self._request,
             attempt=ONE,
-            exporter=WorkerId("prefill-0"),
+            exporter=FAR if self.packed else NEAR,
             exporter_incarnation=Incarnation(1),
             targets=tuple(self._targets),
             kept=frozenset() if fetches else frozenset(range(kept)),
@@ -260,19 +264,23 @@ class _Handover:
         whole = error is None and not self.job.lent
         return frozenset(range(len(self._targets))) if whole else self.job.remains.verified
 
-    def sealed_bytes(self, position: int) -> bytes:
-        """Return what a block held when it was sealed."""
-        content: bytes = self._filled[position].tobytes()
-        return content
+    def travelling_bytes(self, position: int) -> bytes:
+        """Return what a block is on its way, as it was sealed."""
+        return self._travelling(self._filled[position].tobytes(), position)
 
     def older_life(self, position: int) -> bytes:
-        """Return what lay in a block before it was this request's."""
-        content: bytes = self._older[position].tobytes()
-        return content
+        """Return what would travel of a block if it were what lay there before it was this request's."""
+        return self._travelling(self._older[position].tobytes(), position)
+
+    def _travelling(self, content: bytes, position: int) -> bytes:
+        return self._pair.rounding.on_the_way(content, position, self._hash_of(position)) if self.packed else content
+
+    def _hash_of(self, position: int) -> BlockHash | None:
+        return self._hashes[position] if position < len(self._hashes) else None
 
     def differing(self) -> list[int]:
-        """Return the positions that do not hold at the importer what was sealed."""
-        wrong = (self._pair.targets.rows[self._targets] != self._filled).any(axis=1)
+        """Return the positions that do not hold at the importer what was sealed, or what rounding makes of it."""
+        wrong = (self._pair.targets.rows[self._targets] != self._wanted).any(axis=1)
         return [int(each) for each in np.flatnonzero(wrong)]
 
     async def run(self, damage: Damage | None) -> BatonError | None:
@@ -308,7 +316,7 @@ class _Handover:
             SealedBlock(
                 position=position,
                 index=self._sources[position],
-                hash=self._hashes[position] if position < len(self._hashes) else None,
+                hash=self._hash_of(position),
                 tokens=LAYOUT.block_size_tokens if position < len(self._hashes) else self._last_tokens,
             )
             for position in range(begin, end)
@@ -320,6 +328,14 @@ class _Handover:
         """Change a block after it was sealed, with or without a new owner."""
         pool, index = self._pair.source_pool, self._sources[damage.victim]
         damage.done = True
+        rows = self._pair.sources.rows
+        if damage.kind is Corruption.FLIPPED_AT_SOURCE:
+            rows[index, self._pair.draw.randrange(LAYOUT.block_bytes)] ^= 1 << self._pair.draw.randrange(8)
+            return
+        if damage.kind is Corruption.SWAPPED_AT_SOURCE:
+            two = [index, self._sources[damage.other]]
+            rows[two] = rows[two[::-1]]
+            return
         if damage.kind is not Corruption.OVERWRITTEN:
             pool.release_block(index, LeaseHold(self._request, ONE))
             pool.release_block(index, self._hold)

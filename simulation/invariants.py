@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from cluster_core.errors import BatonError, DeadlineExceeded, NoWorker, PartUnavailable
+from cluster_core.errors import BatonError, DeadlineExceeded, LegFailed, NoWorker, PartUnavailable
 from cluster_core.identity import WorkerId
 from router.settings import RouterSettings
 from simulation.calls import Call
@@ -76,6 +76,8 @@ def _end_of(cluster: Cluster, client: Client) -> str | None:
 def _allowed(cluster: Cluster, client: Client, error: BatonError) -> bool:
     """Say whether faults excuse an error. What is told must be the truth: try again, or nothing answers."""
     kinds = cluster.scenario.kinds
+    if isinstance(error, LegFailed) and str(error).endswith("the request asked for no recovery"):
+        return not client.plan.recover and client.harm > 0
     if isinstance(error, NoWorker) and "attempts failed" in str(error):
         return client.harm >= RouterSettings().max_attempts
     if isinstance(error, PartUnavailable):

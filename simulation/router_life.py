@@ -43,11 +43,22 @@ _PREPARER = RequestPreparer(
 )
 
 
-class NoText:
-    """The text of answers that nobody reads: `router.answer_choice.AnswerText`."""
+def token_text(token_id: int) -> str:
+    """Return what stands for a token in a stop string."""
+    return f"<{token_id}>"
+
+
+class StopsOnly:
+    """The text of answers that nobody reads, but for stop strings: `router.answer_choice.AnswerText`."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = stops
 
     def feed(self, token_ids: Sequence[int]) -> TextDelta:
-        """Take tokens."""
+        """Take tokens, up to the first whose text is a stop string."""
+        for used, token_id in enumerate(token_ids, start=1):
+            if (text := token_text(token_id)) in self._stops:
+                return TextDelta(text="", stopped_by=text, tokens_used=used)
         return TextDelta(text="", stopped_by=None, tokens_used=len(token_ids))
 
     def finish(self) -> str:
@@ -74,7 +85,7 @@ class RouterLife:
         service = GenerationService(
             Serving(
                 preparer=_PREPARER,
-                open_text=lambda _options: NoText(),
+                open_text=lambda options: StopsOnly(options.stop),
                 admission=self.core.admission,
                 live=self.core.live,
                 flow=self.core.flow,

@@ -101,6 +101,10 @@ class RequestPlan:
     """It waits so long before it reads each chunk."""
     router: str = "router"
     """Which router it asks."""
+    stops_after: int | None = None
+    """A stop string ends each answer at the token that is the first answer's last of so many."""
+    recover: bool = True
+    """Whether it goes on elsewhere when a worker fails it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +153,7 @@ def draw_scenario(seed: int) -> Scenario:
         seed=seed,
         workers=tuple(workers),
         routers=routers,
-        requests=requests,
+        requests=_with_wishes(seed, requests),
         faults=tuple(sorted(faults, key=lambda fault: fault.at_s)),
         placement=draw.choice(("split", "split", "split", "split", "auto", "auto", "local")),
         window_tokens=window_tokens,
@@ -199,6 +203,21 @@ def _draw_requests(draw: random.Random, routers: tuple[str, ...]) -> tuple[Reque
             )
         )
     return tuple(requests)
+
+
+def _with_wishes(seed: int, requests: tuple[RequestPlan, ...]) -> tuple[RequestPlan, ...]:
+    """Let some requests have a stop string or want no recovery: of a draw of its own, so that all else stays."""
+    draw = random.Random(f"wishes {seed}")  # noqa: S311  # a simulation, no secret
+    return tuple(
+        replace(
+            request,
+            stops_after=draw.randint(1, request.max_tokens)
+            if draw.random() < (0.5 if request.choices > 1 else 0.1)
+            else None,
+            recover=draw.random() >= 0.1,
+        )
+        for request in requests
+    )
 
 
 def _draw_fault(draw: random.Random, kind: FaultKind, workers: list[str], routers: list[str]) -> Fault:

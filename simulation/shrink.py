@@ -52,6 +52,10 @@ def _simpler_requests(scenario: Scenario) -> Iterator[Scenario]:
     for place, request in enumerate(scenario.requests):
         if request.choices > 1:
             yield _with_request(scenario, place, choices=1)
+        if request.stops_after is not None:
+            yield _with_request(scenario, place, stops_after=None)
+        if not request.recover:
+            yield _with_request(scenario, place, recover=True)
         if request.pause_s:
             yield _with_request(scenario, place, pause_s=0.0)
         if len(request.prompt) > 1:

@@ -33,6 +33,7 @@ from inference_engine.engine_loop import EngineLoop
 from inference_engine.watched_holds import WatchedHolds
 from kv_transfer.exporter import Exporter
 from kv_transfer.fetcher import Fetcher
+from kv_transfer.hold_sweep import HoldSweep
 from kv_transfer.import_job import Imported, ImportJob
 from kv_transfer.importer import Importer
 from kv_transfer.settings import TransferSettings
@@ -104,6 +105,7 @@ class WorkerLife:
         self.source: GrpcBlockSource
         self.borrowed: BorrowedPrefixes
         self.scheduler: PrefillScheduler | DecodeScheduler
+        self.holds: HoldSweep
         self.loop: EngineLoop
         self.publisher: Publisher
         self._around = around
@@ -123,6 +125,13 @@ class WorkerLife:
             self._assemble_prefill(capacity, clock)
         else:
             self._assemble_decode(capacity, clock)
+        self.holds = HoldSweep(
+            worker_id=WorkerId(plan.name),
+            pool=WatchedHolds(self.pool, self._bell.ring),
+            exporter=self.exporter,
+            importer=self.importer,
+            requests=lambda: self.scheduler.known_holds() | self.borrowed.known_holds(),
+        )
         self.loop = EngineLoop(
             engine=self.engine,
             work=self.scheduler,
@@ -181,7 +190,7 @@ class WorkerLife:
         """Return the status that the router watches."""
         links = self.importer.links.reports()
         return replace(
-            self.scheduler.load(), engine_steps=self.loop.steps, orphaned_holds=self.exporter.orphaned, links=links
+            self.scheduler.load(), engine_steps=self.loop.steps, orphaned_holds=self.holds.orphaned, links=links
         )
 
     def _assemble_transfers(self, clock: Callable[[], float]) -> None:
@@ -265,5 +274,6 @@ class WorkerLife:
         while True:
             await asyncio.sleep(SWEEP_S)
             await self.exporter.sweep()
+            self.holds.sweep()
             if isinstance(self.scheduler, DecodeScheduler):
                 self.scheduler.sweep()

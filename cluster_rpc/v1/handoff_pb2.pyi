@@ -93,30 +93,38 @@ class ExporterMessage(_message.Message):
     def __init__(self, opened: _Optional[_Union[ExportOpened, _Mapping]] = ..., sealed: _Optional[_Union[BlocksSealed, _Mapping]] = ..., finished: _Optional[_Union[ExportFinished, _Mapping]] = ..., failed: _Optional[_Union[ExportFailed, _Mapping]] = ...) -> None: ...
 
 class ExportOpened(_message.Message):
-    __slots__ = ("lease_s", "exporter_transport_address", "wire_format")
+    __slots__ = ("lease_s", "exporter_transport_address", "wire_format", "waited_s")
     LEASE_S_FIELD_NUMBER: _ClassVar[int]
     EXPORTER_TRANSPORT_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     WIRE_FORMAT_FIELD_NUMBER: _ClassVar[int]
+    WAITED_S_FIELD_NUMBER: _ClassVar[int]
     lease_s: float
     exporter_transport_address: bytes
     wire_format: str
-    def __init__(self, lease_s: _Optional[float] = ..., exporter_transport_address: _Optional[bytes] = ..., wire_format: _Optional[str] = ...) -> None: ...
+    waited_s: float
+    def __init__(self, lease_s: _Optional[float] = ..., exporter_transport_address: _Optional[bytes] = ..., wire_format: _Optional[str] = ..., waited_s: _Optional[float] = ...) -> None: ...
 
 class BlocksSealed(_message.Message):
-    __slots__ = ("blocks", "finished")
+    __slots__ = ("blocks", "finished", "filled_s", "pulled_s")
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
+    FILLED_S_FIELD_NUMBER: _ClassVar[int]
+    PULLED_S_FIELD_NUMBER: _ClassVar[int]
     blocks: _containers.RepeatedCompositeFieldContainer[BlockReference]
     finished: ExportFinished
-    def __init__(self, blocks: _Optional[_Iterable[_Union[BlockReference, _Mapping]]] = ..., finished: _Optional[_Union[ExportFinished, _Mapping]] = ...) -> None: ...
+    filled_s: float
+    pulled_s: float
+    def __init__(self, blocks: _Optional[_Iterable[_Union[BlockReference, _Mapping]]] = ..., finished: _Optional[_Union[ExportFinished, _Mapping]] = ..., filled_s: _Optional[float] = ..., pulled_s: _Optional[float] = ...) -> None: ...
 
 class ExportFinished(_message.Message):
-    __slots__ = ("first_token_id", "fork_token_ids")
+    __slots__ = ("first_token_id", "fork_token_ids", "ended_s")
     FIRST_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     FORK_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    ENDED_S_FIELD_NUMBER: _ClassVar[int]
     first_token_id: int
     fork_token_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, first_token_id: _Optional[int] = ..., fork_token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    ended_s: float
+    def __init__(self, first_token_id: _Optional[int] = ..., fork_token_ids: _Optional[_Iterable[int]] = ..., ended_s: _Optional[float] = ...) -> None: ...
 
 class ExportFailed(_message.Message):
     __slots__ = ("reason",)

@@ -24,7 +24,7 @@ class WatchRequest(_message.Message):
     def __init__(self, period_s: _Optional[float] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
-    __slots__ = ("worker_id", "incarnation", "waiting_requests", "running_requests", "queued_prefill_tokens", "total_blocks", "held_blocks", "cached_blocks", "engine_steps", "prefill_s_per_token", "decode_step_s", "transfer_bytes_per_s", "transfer_fixed_s", "draining", "orphaned_holds", "preemptions", "answer_steps", "written_tokens", "guessed_tokens", "accepted_guesses", "draft_s", "draft_held_blocks", "links")
+    __slots__ = ("worker_id", "incarnation", "waiting_requests", "running_requests", "queued_prefill_tokens", "total_blocks", "held_blocks", "cached_blocks", "engine_steps", "prefill_s_per_token", "decode_step_s", "transfer_bytes_per_s", "transfer_fixed_s", "draining", "orphaned_holds", "preemptions", "answer_steps", "written_tokens", "guessed_tokens", "accepted_guesses", "draft_s", "draft_held_blocks", "links", "expired_leases")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     WAITING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
@@ -48,6 +48,7 @@ class WorkerStatus(_message.Message):
     DRAFT_S_FIELD_NUMBER: _ClassVar[int]
     DRAFT_HELD_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     LINKS_FIELD_NUMBER: _ClassVar[int]
+    EXPIRED_LEASES_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     incarnation: int
     waiting_requests: int
@@ -71,7 +72,8 @@ class WorkerStatus(_message.Message):
     draft_s: float
     draft_held_blocks: int
     links: _containers.RepeatedCompositeFieldContainer[_link_pb2.LinkReport]
-    def __init__(self, worker_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., running_requests: _Optional[int] = ..., queued_prefill_tokens: _Optional[int] = ..., total_blocks: _Optional[int] = ..., held_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., engine_steps: _Optional[int] = ..., prefill_s_per_token: _Optional[float] = ..., decode_step_s: _Optional[float] = ..., transfer_bytes_per_s: _Optional[float] = ..., transfer_fixed_s: _Optional[float] = ..., draining: _Optional[bool] = ..., orphaned_holds: _Optional[int] = ..., preemptions: _Optional[int] = ..., answer_steps: _Optional[int] = ..., written_tokens: _Optional[int] = ..., guessed_tokens: _Optional[int] = ..., accepted_guesses: _Optional[int] = ..., draft_s: _Optional[float] = ..., draft_held_blocks: _Optional[int] = ..., links: _Optional[_Iterable[_Union[_link_pb2.LinkReport, _Mapping]]] = ...) -> None: ...
+    expired_leases: int
+    def __init__(self, worker_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., running_requests: _Optional[int] = ..., queued_prefill_tokens: _Optional[int] = ..., total_blocks: _Optional[int] = ..., held_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., engine_steps: _Optional[int] = ..., prefill_s_per_token: _Optional[float] = ..., decode_step_s: _Optional[float] = ..., transfer_bytes_per_s: _Optional[float] = ..., transfer_fixed_s: _Optional[float] = ..., draining: _Optional[bool] = ..., orphaned_holds: _Optional[int] = ..., preemptions: _Optional[int] = ..., answer_steps: _Optional[int] = ..., written_tokens: _Optional[int] = ..., guessed_tokens: _Optional[int] = ..., accepted_guesses: _Optional[int] = ..., draft_s: _Optional[float] = ..., draft_held_blocks: _Optional[int] = ..., links: _Optional[_Iterable[_Union[_link_pb2.LinkReport, _Mapping]]] = ..., expired_leases: _Optional[int] = ...) -> None: ...
 
 class DrainWorkerRequest(_message.Message):
     __slots__ = ()
@@ -355,7 +357,7 @@ class Tokens(_message.Message):
     def __init__(self, offset: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprobs, _Mapping]]] = ..., choice: _Optional[int] = ...) -> None: ...
 
 class HandoffReport(_message.Message):
-    __slots__ = ("moved_blocks", "kept_blocks", "moved_bytes", "messages", "transfer_s", "exposed_s", "transport", "wire_format", "exact_bytes")
+    __slots__ = ("moved_blocks", "kept_blocks", "moved_bytes", "messages", "transfer_s", "exposed_s", "transport", "wire_format", "exact_bytes", "overlapped_s", "unsure_s")
     MOVED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     KEPT_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     MOVED_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -365,6 +367,8 @@ class HandoffReport(_message.Message):
     TRANSPORT_FIELD_NUMBER: _ClassVar[int]
     WIRE_FORMAT_FIELD_NUMBER: _ClassVar[int]
     EXACT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    OVERLAPPED_S_FIELD_NUMBER: _ClassVar[int]
+    UNSURE_S_FIELD_NUMBER: _ClassVar[int]
     moved_blocks: int
     kept_blocks: int
     moved_bytes: int
@@ -374,7 +378,9 @@ class HandoffReport(_message.Message):
     transport: str
     wire_format: str
     exact_bytes: int
-    def __init__(self, moved_blocks: _Optional[int] = ..., kept_blocks: _Optional[int] = ..., moved_bytes: _Optional[int] = ..., messages: _Optional[int] = ..., transfer_s: _Optional[float] = ..., exposed_s: _Optional[float] = ..., transport: _Optional[str] = ..., wire_format: _Optional[str] = ..., exact_bytes: _Optional[int] = ...) -> None: ...
+    overlapped_s: float
+    unsure_s: float
+    def __init__(self, moved_blocks: _Optional[int] = ..., kept_blocks: _Optional[int] = ..., moved_bytes: _Optional[int] = ..., messages: _Optional[int] = ..., transfer_s: _Optional[float] = ..., exposed_s: _Optional[float] = ..., transport: _Optional[str] = ..., wire_format: _Optional[str] = ..., exact_bytes: _Optional[int] = ..., overlapped_s: _Optional[float] = ..., unsure_s: _Optional[float] = ...) -> None: ...
 
 class DecodeFinished(_message.Message):
     __slots__ = ("finish_reason", "choice")

@@ -1,6 +1,7 @@
 """What `baton status` and `baton doctor` say of links, of views that are made up."""
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -112,7 +113,8 @@ def test_pools_that_move_blocks_differently_and_refused_workers_are_told() -> No
 def test_the_doctor_asks_the_clusters_that_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
     async def ask(address: str) -> ClusterView:
         if address == "here:1":
-            return view(worker("prefill-0"), worker("decode-0", link("prefill-0", **SLOW)))
+            leaking = replace(worker("prefill-0"), load=WorkerLoad(orphaned_holds=1))
+            return view(leaking, worker("decode-0", link("prefill-0", **SLOW)))
         message = "nobody answers"
         raise PartUnavailable(message)
 
@@ -123,6 +125,8 @@ def test_the_doctor_asks_the_clusters_that_run_here(monkeypatch: pytest.MonkeyPa
         )
         for name in ("here", "there")
     ]
-    slow, silent = findings.cluster_links(running)
+    slow, orphans, silent = findings.cluster_links(running)
     assert slow.part == "slow link"
+    assert (orphans.part, orphans.verdict) == ("prefill-0", Verdict.WARN)
+    assert "1 block was held by nobody" in orphans.found
     assert (silent.part, silent.cure) == ("there", "nobody answers")

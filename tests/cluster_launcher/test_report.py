@@ -28,9 +28,10 @@ HANDOFF = HandoffReport(
     moved_blocks=3,
     kept_blocks=2,
     moved_bytes=3 << 20,
-    messages=3,
+    messages=2,
     transfer_s=0.001,
-    exposed_s=0.0002,
+    overlapped_s=0.0008,
+    exposed_s=0.0003,
     transport="ucx",
     exact_bytes=3 << 20,
 )
@@ -84,8 +85,8 @@ def test_placement_cache_handoff_times_and_timeline_are_told(report: RequestRepo
     for told in (
         "prefill-0 → decode-1, predicted 20.0 ms, 30.0 ms before decode-0 alone",
         "32 of 80 prompt tokens found in a cache (2 blocks)",
-        "prefill-0 → decode-1 over ucx (cma): 3 blocks moved in 3 messages, 2 were there already; 3.0 MiB, exact, ",
-        "in 1.00 ms (3.15 GB/s): 800 µs overlapped with the prefill, 200 µs exposed after it",
+        "prefill-0 → decode-1 over ucx (cma): 3 blocks moved in 2 messages, 2 were there already; 3.0 MiB, exact, ",
+        "in 1.00 ms (3.15 GB/s): 800 µs overlapped with the prefill, 300 µs exposed after it",
         "TTFT 11.0 ms, handover 2.00 ms, ITL 5.00 ms mean, 5.00 ms median, 3 tokens in 100 ms",
         "* prefill-0 → decode-1     20.0 ms = prefill 20.0 ms, 32 / 0 tokens cached",
         "decode-0 alone           50.0 ms = prefill 50.0 ms, 32 / 0 tokens cached",
@@ -102,9 +103,9 @@ def test_the_report_is_plain_json(report: RequestReport) -> None:
     assert (attempt["placed"], attempt["rung"]) == ("prefill-0 → decode-1", "first try")
     handoff = attempt["handoff"]
     assert handoff["gigabytes_per_s"] == pytest.approx(3.145728)
-    assert (handoff["overlapped_s"], handoff["exposed_s"]) == (pytest.approx(0.0008), 0.0002)
+    assert (handoff["overlapped_s"], handoff["exposed_s"]) == (0.0008, 0.0003)
     assert (handoff["wire_format"], handoff["wire_share"]) == ("exact", 1.0)
-    assert (handoff["messages"], handoff["link"]) == (3, "prefill-0 → decode-1 over ucx (cma)")
+    assert (handoff["messages"], handoff["link"]) == (2, "prefill-0 → decode-1 over ucx (cma)")
     assert attempt["fetch"] is None
 
 
@@ -117,6 +118,17 @@ def test_rounded_blocks_are_told_with_their_format_and_how_much_less_travelled(r
     handoff = report.as_json()["attempts"][0]["handoff"]
     assert (handoff["wire_format"], handoff["wire_share"]) == ("int8", 0.25)
     assert (handoff["moved_bytes"], handoff["exact_bytes"]) == (3 << 20, 12 << 20)
+
+
+def test_a_hand_over_too_quick_for_a_rate_is_told_without_one(report: RequestReport) -> None:
+    (attempt,) = report.attempts
+    known = replace(HANDOFF, unsure_s=0.00025)
+    quick = replace(HANDOFF, messages=1, unsure_s=0.0003)
+    told = [_printed(replace(report, attempts=(replace(attempt, handoff=each),))) for each in (known, quick)]
+    assert "in 1.00 ms (3.15 GB/s): " in told[0]
+    assert "moved in 1 message, " in told[1]
+    assert "in 1.00 ms give or take 300 µs: 800 µs overlapped" in told[1]
+    assert (quick.bytes_per_s, quick.rated_s, known.rated_s) == (0.0, 0.0, 0.001)
 
 
 def test_every_attempt_says_how_it_came_about_and_what_it_left(report: RequestReport) -> None:

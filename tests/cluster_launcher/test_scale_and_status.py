@@ -98,6 +98,22 @@ def test_the_table_shows_what_guesses_brought() -> None:
     assert "%" not in reader
 
 
+def test_blocks_that_were_held_by_nobody_are_a_warning_that_says_what_to_send() -> None:
+    view = _view(_worker("prefill-0", "ready"), _worker("decode-0", "ready", WorkerLoad(orphaned_holds=3)))
+    shown = status_json("127.0.0.1:1", view)
+    (warning,) = [each for each in shown["warnings"] if "held by nobody" in each["found"]]
+    assert (warning["part"], warning["verdict"]) == ("decode-0", "warn")
+    assert "3 blocks" in warning["found"]
+    assert "please report" in warning["cure"]
+    assert "baton status --json" in warning["cure"]
+
+
+def test_leases_that_nobody_came_for_are_told_and_no_warning() -> None:
+    shown = status_json("127.0.0.1:1", _view(_worker("prefill-0", "ready", WorkerLoad(expired_leases=7))))
+    assert shown["workers"][0]["expired_leases"] == 7
+    assert not shown["warnings"]
+
+
 def test_tokens_that_came_too_late_are_told() -> None:
     assert status_json("127.0.0.1:1", replace(_view(), late_tokens=7))["late_tokens"] == 7
 

@@ -6,7 +6,13 @@ import pytest
 
 from cluster_core.errors import PartUnavailable, SettingsError
 from cluster_launcher import configuration as under_test
-from cluster_launcher.configuration import Configuration, check_transfer, configuration_of
+from cluster_launcher.configuration import (
+    Configuration,
+    check_model,
+    check_surroundings,
+    check_transfer,
+    configuration_of,
+)
 from cluster_launcher.network_findings import nixl
 
 
@@ -15,9 +21,9 @@ def configured(**transfer: object) -> Configuration:
 
 
 def test_the_hash_models_blocks_are_not_rounded() -> None:
-    check_transfer(configured())
-    with pytest.raises(SettingsError, match="wire_format"):
-        check_transfer(configured(wire_format="int8"))
+    assert check_model(configured(wire_format="exact")).identity.name == "hash"
+    with pytest.raises(SettingsError, match=r"^transfer\.wire_format: .* right is exact$"):
+        check_surroundings(configured(wire_format="int8"))
 
 
 def test_a_transport_whose_library_is_not_there_is_named_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,15 +82,19 @@ importer_messages: st.SearchStrategy[ImporterMessage] = st.one_of(
     st.builds(AcceptBlocks),
     st.builds(RejectBlocks, reason=reasons, positions=positions),
 )
-finishes = st.builds(ExportFinished, first_token_id=u32, fork_token_ids=st.lists(u32, max_size=3).map(tuple))
+spans = st.floats(-1e7, 1e7)
+finishes = st.builds(
+    ExportFinished, first_token_id=u32, fork_token_ids=st.lists(u32, max_size=3).map(tuple), ended_s=spans
+)
 exporter_messages: st.SearchStrategy[ExporterMessage] = st.one_of(
     st.builds(
         ExportOpened,
         lease_s=st.floats(0.1, 3600),
         exporter_transport_address=st.binary(max_size=300),
         wire_format=st.text("abc8", max_size=8),
+        waited_s=seconds,
     ),
-    st.builds(BlocksSealed, blocks=blocks, finished=st.none() | finishes),
+    st.builds(BlocksSealed, blocks=blocks, finished=st.none() | finishes, filled_s=spans, pulled_s=st.none() | spans),
     finishes,
     st.builds(ExportFailed, reason=reasons),
 )
@@ -198,6 +202,8 @@ def test_reports_and_roles_survive_the_wire() -> None:
         transport="ucx",
         exact_bytes=6,
         wire_format="int8",
+        overlapped_s=0.125,
+        unsure_s=0.0625,
     )
     assert worker_messages.report_from_proto(worker_messages.report_to_proto(report)) == report
     for role in Role:
@@ -223,6 +229,12 @@ def sealed(*blocks: dict[str, Any]) -> pb.ExporterMessage:
         (pb.ExporterMessage(opened=pb.ExportOpened(lease_s=float("nan"))), "opened.lease_s"),
         (pb.ExporterMessage(opened=pb.ExportOpened(lease_s=0.0)), "opened.lease_s"),
         (pb.ExporterMessage(opened=pb.ExportOpened(lease_s=1e9)), "opened.lease_s"),
+        (pb.ExporterMessage(opened=pb.ExportOpened(lease_s=1, waited_s=-1.0)), "opened.waited_s"),
+        (pb.ExporterMessage(opened=pb.ExportOpened(lease_s=1, waited_s=1e9)), "opened.waited_s"),
+        (pb.ExporterMessage(sealed=pb.BlocksSealed(filled_s=float("nan"))), "sealed.filled_s"),
+        (pb.ExporterMessage(sealed=pb.BlocksSealed(filled_s=-1e300)), "sealed.filled_s"),
+        (pb.ExporterMessage(sealed=pb.BlocksSealed(pulled_s=float("-inf"))), "sealed.pulled_s"),
+        (pb.ExporterMessage(finished=pb.ExportFinished(ended_s=float("inf"))), "finished.ended_s"),
         (
             pb.ExporterMessage(opened=pb.ExportOpened(lease_s=1, exporter_transport_address=b"x" * 70_000)),
             "opened.exporter_transport_address",

@@ -4,6 +4,7 @@ import asyncio
 
 from cluster_core.handoff import HandoffReport
 from cluster_core.hash_chain import chain_hashes
+from cluster_core.holds import RequestHold
 from cluster_core.identity import Incarnation, WorkerId
 from cluster_rpc.order_checks import Capacity
 from cluster_rpc.worker_messages import PrefillOrigin
@@ -32,6 +33,8 @@ class FakeSource:
         self.landed: frozenset[int] = frozenset()
         """Positions that arrive, checked, whatever becomes of the others."""
         self.rounded = False
+        self.fork_token_ids: tuple[int, ...] = ()
+        """First tokens of the other choices, which a prefill worker draws with the first."""
         self._engine = engine
 
     async def __call__(self, origin: PrefillOrigin, job: ImportJob) -> Imported:
@@ -55,7 +58,7 @@ class FakeSource:
             transport="fake",
             exact_bytes=moved * FAKE_LAYOUT.block_bytes,
         )
-        return Imported(first_token_id=first, report=report, rounded=self.rounded)
+        return Imported(first_token_id=first, fork_token_ids=self.fork_token_ids, report=report, rounded=self.rounded)
 
     def _bring(self, job: ImportJob, positions: frozenset[int]) -> int:
         """Fill the targets at ``positions``, those that the prompt has; return the first token."""
@@ -109,6 +112,8 @@ class Bench:
         plan = self.scheduler.next_step()
         if plan is None:
             return False
+        held = (hold for hold in self.pool.holders() if not (isinstance(hold, RequestHold) and hold.fetching))
+        assert self.scheduler.known_holds().issuperset(held), "the sweeper would take a hold away"
         self.scheduler.step_done(self._stepping.step(plan))
         self.pool.audit()
         return True

@@ -13,7 +13,7 @@ from cluster_core.sampling import Sampling, choice_seed
 from decode_worker.answer import Answer
 from decode_worker.answer_stream import Finished, TokensWritten
 from decode_worker.settings import DecodeSettings
-from tests.decode_worker.bench import Bench
+from tests.decode_worker.bench import ORIGIN, Bench
 from tests.fake_engine import FAKE_LAYOUT, GREEDY, fake_answer
 from tests.worker_orders import make_order, make_prompt
 from tests.worker_pair import running_pair
@@ -109,6 +109,44 @@ async def test_an_answer_of_which_the_reader_has_enough_ends_by_itself() -> None
     assert [written[0], written[2]] == [whole[0], whole[2]]
     assert written[1] == whole[1][: len(written[1])] != whole[1]
     assert bench.pool.counts().held == 0
+
+
+@pytest.mark.parametrize("unwanted", [(0,), (2,), (0, 2), (0, 1, 2)])
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("imported", [False, True])
+async def test_an_answer_that_is_unwanted_before_it_began_takes_none_of_the_others_with_it(
+    imported: bool, begun: bool, unwanted: tuple[int, ...]
+) -> None:
+    bench = Bench(settings=SMALL)
+    prompt = make_prompt(9)
+    order = replace(make_order("a", prompt, max_tokens=20, sampling=SAMPLED), choices=3)
+    if imported:
+        order = replace(order, origin=ORIGIN, sampling=replace(GREEDY, max_tokens=20))
+    whole = expected(prompt, 3, order.sampling)
+    bench.source.prompts["a"] = tuple(prompt)
+    bench.source.fork_token_ids = (whole[1][0], whole[2][0])
+    bench.source.go.clear()
+    answer = bench.scheduler.submit(order)
+    if begun:
+        bench.step()
+        await bench.settle()
+    for choice in unwanted:
+        assert bench.scheduler.end_choice(order.request_id, order.attempt, choice)
+    assert not bench.scheduler.end_choice(order.request_id, order.attempt, 3)
+    bench.source.go.set()
+    bench.run()
+    await bench.settle()
+    bench.run()
+    assert bench.scheduler.idle
+    assert bench.pool.counts().held == 0
+    events = list(answer.stream._events)
+    written: list[list[int]] = [[], [], []]
+    for event in events:
+        if isinstance(event, TokensWritten):
+            written[event.choice] += event.token_ids
+    told = 1 if imported else 0  # the prefill worker tells the first tokens
+    assert written == [(tokens[:1] if i in unwanted else tokens)[told:] for i, tokens in enumerate(whole)]
+    assert sorted(event.choice for event in events if isinstance(event, Finished)) == [0, 1, 2]
 
 
 def test_answers_that_would_not_fit_together_are_refused_on_arrival() -> None:

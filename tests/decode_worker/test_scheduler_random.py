@@ -82,6 +82,7 @@ async def _run(
         bench.now_s += 0.3
         bench.scheduler.sweep()
         await bench.settle()
+        assert bench.scheduler.known_holds().issuperset(bench.pool.holders()), "the sweeper would take a hold away"
         if len(answers) == len(requests) and bench.scheduler.idle:
             break
     await bench.settle()

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.skipif(
 MAX_TOKENS = 16
 LENGTHS = (1, 17, 300, 3_000)
 CONCURRENT = 24
+MEASURED_S = 20.0
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +70,14 @@ async def test_many_at_once_and_nothing_is_left(cluster: RunningCluster, model: 
         answers = await asyncio.gather(*(asked(client, prompt) for prompt in prompts))
         assert answers == [expected(model, prompt) for prompt in prompts]
         await at_rest(client)
+
+
+async def test_what_carries_nixl_is_told(cluster: RunningCluster) -> None:
+    async with BatonClient(cluster.address) as client, asyncio.timeout(MEASURED_S):
+        while True:  # the measurement is over; a worker's next status tells of it
+            view = await client.list_workers()
+            links = [link for worker in view.workers for link in worker.load.links if link.measured]
+            if links:
+                break
+            await asyncio.sleep(0.05)
+    assert {(link.transport, link.lane) for link in links} == {("nixl", "shared memory")}

@@ -89,6 +89,10 @@ def test_settings_that_are_refused(section: dict[str, object], words: str) -> No
         ({"model": {"implementation": "hash", "path": "m"}}, r"^model\.path: the hash model has no folder"),
         ({"model": {"implementation": "hash", "max_context_tokens": 1 << 30}}, r"^model\.max_context_tokens"),
         ({"model": {"implementation": "hash"}, "engine": {"device": "cuda"}}, r"^engine\.device: .* right is cpu"),
+        (
+            {"model": {"implementation": "hash"}, "transfer": {"wire_format": "fp8"}},
+            r"^transfer\.wire_format: .* exact",
+        ),
     ],
 )
 def test_documents_that_are_refused(document: dict[str, object], words: str) -> None:

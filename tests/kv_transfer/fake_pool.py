@@ -1,6 +1,6 @@
 """A pool of NumPy blocks with holds and generations, as the workers' pools have them, and checks of its own."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,9 @@ class FakePool:
 
     def generation(self, index: int) -> int:
         return self.generations[index]
+
+    def holders(self) -> dict[Hold, int]:
+        return dict(Counter(hold for holds in self.holds.values() for hold in holds))
 
     def count(self, kind: type[LeaseHold | WriterHold]) -> int:
         return sum(isinstance(hold, kind) for holds in self.holds.values() for hold in holds)

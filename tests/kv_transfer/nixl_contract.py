@@ -1,4 +1,4 @@
-"""The transport contract over NIXL, in a process without ucxx: a process can hold one UCX.
+"""What needs NIXL itself, the transport contract first, in a process without ucxx: a process can hold one UCX.
 
 Arguments are pytest's.
 """
@@ -10,7 +10,12 @@ import pytest
 from tests.kv_transfer import transport_sides
 
 FOLDER = "tests/kv_transfer"
-SUITES = (f"{FOLDER}/test_transport_contract.py", f"{FOLDER}/test_transport_lots.py", f"{FOLDER}/nixl_kills.py")
+SUITES = (
+    f"{FOLDER}/test_transport_contract.py",
+    f"{FOLDER}/test_transport_lots.py",
+    f"{FOLDER}/nixl_kills.py",
+    f"{FOLDER}/nixl_lanes.py",
+)
 
 
 if __name__ == "__main__":

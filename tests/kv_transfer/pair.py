@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster_core.handoff import PullBlocks
 from cluster_core.holds import LeaseHold, WriterHold
 from kv_transfer.exporter import Exporter
 from kv_transfer.import_job import Imported
@@ -97,6 +98,10 @@ class Pair:
     def start(self, tokens: int, kept: frozenset[int] = frozenset()) -> "asyncio.Task[Imported]":
         self.serving = asyncio.create_task(self.channel.serve(self.exporter))
         return asyncio.create_task(self.importer.run(job_of(tokens, first_target=4, kept=kept), self.channel))
+
+    def is_pulled(self) -> bool:
+        """Whether the importer has asked for blocks."""
+        return any(isinstance(message, PullBlocks) for message in self.channel.said)
 
     def export(self, tokens: int) -> None:
         export = self.exporter.open(REQUEST, ATTEMPT)

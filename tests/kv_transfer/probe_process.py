@@ -1,6 +1,8 @@
-"""The exporter of a measurement in a process of its own, over UCX, its stream on standard input and output.
+"""The exporter of a measurement in a process of its own, its stream on standard input and output.
 
-Argument: UCX_TLS. Messages are pickled between these two processes of one test; nothing of Baton does that.
+Arguments: UCX_TLS, and a transport's name unless it is UCX.
+
+Messages are pickled between these two processes of one test; nothing of Baton does that.
 """
 
 import asyncio
@@ -29,8 +31,8 @@ async def questions() -> AsyncIterator[ProbeQuestion]:
         yield pickle.loads(sys.stdin.buffer.read(*struct.unpack("<I", size)))  # noqa: S301  # from our own parent
 
 
-async def main(ucx_tls: str) -> None:
-    settings = TransferSettings(ucx_tls=ucx_tls)
+async def main(ucx_tls: str, transport_name: str = "ucx") -> None:
+    settings = TransferSettings(transport=transport_name, ucx_tls=ucx_tls)
     transport = make_transport(settings)
     await transport.start()
     parts = parts_of("prefill-0", transport, settings)
@@ -41,4 +43,4 @@ async def main(ucx_tls: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1]))
+    asyncio.run(main(*sys.argv[1:]))

@@ -13,7 +13,10 @@ import xxhash
 
 from cluster_core.blocks import BlockReference
 from cluster_core.identity import BlockHash
+from cluster_core.layout import KvLayout
 from kv_transfer.digest import BlockDigests, DigestMemo, block_digest
+from kv_transfer.settings import TransferSettings
+from kv_transfer.wire import make_wire
 from tests.kv_transfer.fake_pool import FakePool, hashes_of
 
 if not torch.cuda.is_available():
@@ -122,6 +125,18 @@ def test_a_gpus_blocks_have_the_digests_that_a_hosts_have() -> None:
     assert BlockDigests(DevicePool(8)).of(indices, positions, hashes) == wanted
     assert BlockDigests(host).of(indices, positions, hashes) == wanted
     assert DigestMemo(BlockDigests(DevicePool(8))).of(blocks) == wanted
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="pretends that a host's memory is a GPU's")
+def test_a_gpus_blocks_are_packed_with_the_digests_of_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kv_transfer.wire._MEASURED_BLOCKS", 1)  # the interpreter takes 0.1 s for each
+    shape = KvLayout(layers=1, kv_heads=1, head_dim=8, block_size_tokens=16, dtype="float32")
+    pool, blocks = DevicePool(8, layout=shape), references([3, 1, 7, 0])
+    wire = make_wire(TransferSettings(wire_format="int8"), shape, pool)
+    assert wire is not None
+    packed = wire.pack(blocks)
+    wanted = [block_digest(pool.bytes[each.index], each.position, each.hash) for each in blocks]
+    assert [wire.unpack(row, 5) for row in packed] == wanted
 
 
 COMPILE = """

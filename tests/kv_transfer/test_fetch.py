@@ -20,7 +20,7 @@ from cluster_core.handoff import (
 )
 from cluster_core.holds import LeaseHold, WriterHold
 from cluster_core.identity import BlockHash, Incarnation, WorkerId
-from kv_transfer import exporter as exporter_module
+from kv_transfer import lending
 from kv_transfer.exporter import Exporter
 from kv_transfer.fetcher import Fetcher
 from kv_transfer.import_job import Imported, ImportJob
@@ -152,7 +152,7 @@ async def test_lent_blocks_are_held_as_long_as_the_fetch_runs(fetch: Fetch) -> N
 
 
 async def test_digests_are_computed_a_few_at_a_time(fetch: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporter_module, "LENT_AT_ONCE_BYTES", 5 * LAYOUT.block_bytes)
+    monkeypatch.setattr(lending, "LENT_AT_ONCE_BYTES", 5 * LAYOUT.block_bytes)
     assert (await fetch.start()).moved_blocks == BLOCKS
     lots = [len(heard.blocks) for heard in fetch.pair.channel.heard if isinstance(heard, BlocksSealed)]
     assert lots == [5, 5, 2]
@@ -160,7 +160,7 @@ async def test_digests_are_computed_a_few_at_a_time(fetch: Fetch, monkeypatch: p
 
 
 async def test_what_came_before_the_lender_died_is_kept(fetch: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporter_module, "LENT_AT_ONCE_BYTES", 5 * LAYOUT.block_bytes)
+    monkeypatch.setattr(lending, "LENT_AT_ONCE_BYTES", 5 * LAYOUT.block_bytes)
     channel = fetch.pair.channel
 
     def die(message: ExporterMessage) -> list[ExporterMessage]:

@@ -39,26 +39,37 @@ async def test_a_prompt_of_any_length_arrives(pair: Pair, tokens: int) -> None:
 
 
 async def test_blocks_move_while_the_prefill_runs(pair: Pair) -> None:
+    pair.importer.clock = pair.clock
     running = pair.start(100)
     export = pair.exporter.open(REQUEST, ATTEMPT)
+    await until(pair.is_pulled)
     blocks = sealed_blocks(100)
     there, here = pair.prefill_pool.bytes, pair.decode_pool.bytes
     for block in blocks:
+        pair.clock.now += 0.01
         export.seal([block])
         ends = block.position + 1
         await until(partial(same, there[:ends], here[4 : 4 + ends]))
     assert not running.done()
+    pair.clock.now += 0.25
     export.finish(5)
-    assert (await ended(running)).report.exposed_s >= 0
+    report = (await ended(running)).report
+    assert report.exposed_s == pytest.approx(0.25), "since the last block was sealed"
+    assert report.messages == len(blocks)
+    assert report.overlapped_s <= 0.06 + 1e-9, "since the first block was sealed"
     await pair.assert_no_holds()
 
 
 async def test_the_end_goes_with_the_last_blocks_or_by_itself(pair: Pair) -> None:
+    pair.importer.clock = pair.clock
     running = pair.start(40)
     export = pair.exporter.open(REQUEST, ATTEMPT)
+    await until(pair.is_pulled)
     blocks = sealed_blocks(40)
+    pair.clock.now += 2.0
     export.seal(blocks[:1])
     await until(lambda: len(pair.channel.heard) == 2)
+    pair.clock.now += 1.0
     export.seal(blocks[1:])
     export.finish(5, (6, 7))
     imported = await ended(running)
@@ -66,8 +77,9 @@ async def test_the_end_goes_with_the_last_blocks_or_by_itself(pair: Pair) -> Non
     last = pair.channel.heard[-1]
     assert len(pair.channel.heard) == 3
     assert isinstance(last, BlocksSealed)
-    assert last.finished == ExportFinished(first_token_id=5, fork_token_ids=(6, 7))
-    assert imported.report.exposed_s > 0
+    assert last.finished == ExportFinished(first_token_id=5, fork_token_ids=(6, 7), ended_s=3.0)
+    assert last.filled_s == 3.0
+    assert imported.report.exposed_s == 0.0, "by this clock all that follows takes no time"
 
 
 async def test_only_what_is_lacking_is_moved(pair: Pair) -> None:

@@ -16,7 +16,7 @@ from kv_transfer.link_plan import (
     block_s,
     blocks_in_flight,
 )
-from kv_transfer.link_site import SURE_AFTER, expected_lane, judged, lane_of
+from kv_transfer.link_site import SURE_AFTER, expected_lane, judged, lane_of, seen_lane
 from kv_transfer.settings import TransferSettings
 
 PEER, LIFE = WorkerId("prefill-0"), Incarnation(7)
@@ -42,7 +42,9 @@ def measured(**changes: Any) -> LinkReport:
     return LinkReport(peer=PEER, incarnation=LIFE, transport="ucx", **(values | changes))
 
 
-def moved(megabytes: float, seconds: float, exposed_s: float = 0.002, wire_format: str = EXACT) -> HandoffReport:
+def moved(
+    megabytes: float, seconds: float, exposed_s: float = 0.002, wire_format: str = EXACT, unsure_s: float = 0.0
+) -> HandoffReport:
     """Return what an import of so many megabytes tells; of rounded blocks a quarter has travelled."""
     travelled = megabytes if wire_format == EXACT else megabytes / 4
     return HandoffReport(
@@ -55,6 +57,7 @@ def moved(megabytes: float, seconds: float, exposed_s: float = 0.002, wire_forma
         transport="ucx",
         exact_bytes=round(megabytes * 1e6),
         wire_format=wire_format,
+        unsure_s=unsure_s,
     )
 
 
@@ -108,6 +111,39 @@ def test_imports_take_the_place_of_what_was_foreseen() -> None:
     assert book.reports()[0].bytes_per_s == pytest.approx(2e9 * 0.98), "a few bytes say nothing of a rate"
     book.enter(measured())
     assert book.reports()[0].imports == 3, "a second measurement does not void them"
+
+
+def test_news_take_half_of_a_measured_call() -> None:
+    book = LinkBook(BLOCK_BYTES, TransferSettings())
+    assert book.news_s(PEER, LIFE) is None
+    link = LinkReport(peer=PEER, incarnation=LIFE, transport="ucx", large_in_bytes_per_s=1e9, call_s=0.002)
+    book.enter(link)
+    assert (book.news_s(PEER, LIFE), book.news_s(PEER, Incarnation(8))) == (0.001, None)
+
+
+def test_a_measurement_stands_until_a_rate_is_known() -> None:
+    book = LinkBook(BLOCK_BYTES, TransferSettings())
+    rates: dict[str, Any] = {"small_in_bytes_per_s": 4e9, "large_in_bytes_per_s": 4e9}
+    link = LinkReport(peer=PEER, incarnation=LIFE, transport="ucx", **rates)
+    book.enter(link)
+    book.learn(PEER, LIFE, moved(10, 0.001, unsure_s=0.001))
+    better = replace(link, small_in_bytes_per_s=5e9, large_in_bytes_per_s=5e9)
+    assert book.enter(better).bytes_per_s == pytest.approx(5e9)
+    book.learn(PEER, LIFE, moved(10, 0.010, unsure_s=0.001))
+    assert book.enter(link).bytes_per_s == pytest.approx(1e9), "lower than foreseen, and known"
+
+
+def test_a_rate_is_learned_of_a_time_that_is_known() -> None:
+    book = LinkBook(BLOCK_BYTES, TransferSettings())
+    book.learn(PEER, LIFE, moved(10, 0.001, unsure_s=0.0003))
+    (link,) = book.reports()
+    assert (link.bytes_per_s, link.fixed_s, link.imports) == (0.0, 0.002, 1)
+    book.learn(PEER, LIFE, moved(10, 0.010, unsure_s=0.0025))
+    assert book.reports()[0].bytes_per_s == pytest.approx(1e9)
+    book.learn(PEER, LIFE, moved(10, 0.001, unsure_s=0.0025))
+    assert book.reports()[0].bytes_per_s == pytest.approx(1e9), "no better and no worse than it was known"
+    book.learn(PEER, LIFE, moved(0, 0.0))
+    assert book.reports()[0].imports == 3
 
 
 def test_rounded_blocks_have_a_rate_of_their_own_in_bytes_of_blocks() -> None:
@@ -194,7 +230,7 @@ def test_what_should_carry_follows_from_where_the_two_run(here: LinkSite, there:
     ],
 )
 def test_a_slow_path_is_told_at_once_with_its_cure(lane: str, expected: str, ucx_tls: str, cure: str) -> None:
-    told = judged(measured(lane=lane, expected_lane=expected), ucx_tls)
+    told = judged(measured(lane=lane, expected_lane=expected), ucx_tls, BLOCK_BYTES)
     assert f"by {lane} where {expected} was expected" in told.warning
     assert cure in told.cure
     assert told.settled
@@ -202,14 +238,74 @@ def test_a_slow_path_is_told_at_once_with_its_cure(lane: str, expected: str, ucx
 
 @pytest.mark.parametrize(("lane", "expected"), [("cma", "shared memory"), ("tcp", "tcp"), ("", "rdma"), ("tcp", "")])
 def test_a_path_as_good_as_can_be_is_not_told(lane: str, expected: str) -> None:
-    told = judged(measured(lane=lane, expected_lane=expected), "")
+    told = judged(measured(lane=lane, expected_lane=expected), "", BLOCK_BYTES)
     assert (told.warning, told.cure, told.settled) == ("", "", True)
+
+
+def test_the_cure_for_nixl_is_not_nixl() -> None:
+    told = judged(replace(measured(lane="tcp", expected_lane="rdma"), transport="nixl"), "", BLOCK_BYTES)
+    assert "by tcp where rdma was expected" in told.warning
+    assert "/dev/infiniband" in told.cure
+    assert "RAPIDS" not in told.cure
+
+
+@pytest.mark.parametrize(
+    ("by_tcp", "here", "there", "lane"),
+    [
+        (True, site(), site("b"), "tcp"),
+        (True, site(rdma=True), site("b", rdma=True), "tcp"),
+        (False, site(rdma=True), site("b", rdma=True), "rdma"),
+        (False, site(), site("b", rdma=True), ""),
+        (True, site(), site(), "tcp"),
+        (False, site(), site(), "shared memory"),
+        (False, site(cuda=True), site(cuda=True), ""),
+        (None, site(rdma=True), site("b", rdma=True), ""),
+    ],
+)
+def test_a_transport_that_names_no_lane_is_judged_by_what_tcp_carried(
+    by_tcp: bool | None,
+    here: LinkSite,
+    there: LinkSite,
+    lane: str,
+) -> None:
+    assert seen_lane(here, there, by_tcp=by_tcp) == lane
 
 
 def test_a_low_rate_is_told_when_it_was_low_often_enough() -> None:
     slow = measured(lane="shared memory", large_in_bytes_per_s=0.5e9)
-    assert (judged(slow, "").warning, judged(slow, "").settled) == ("", False)
-    sure = judged(replace(slow, measured=SURE_AFTER), "")
+    doubted = judged(slow, "", BLOCK_BYTES)
+    assert (doubted.warning, doubted.settled) == ("", False)
+    sure = judged(replace(slow, measured=SURE_AFTER), "", BLOCK_BYTES)
     assert "0.50 GB/s at best" in sure.warning
     assert "ptrace_scope" in sure.cure
     assert sure.settled
+
+
+def between_machines(**changes: Any) -> LinkReport:
+    return measured(lane="tcp", expected_lane="tcp", same_host=False, **changes)
+
+
+def test_a_link_between_machines_that_is_slower_towards_the_decode_worker_is_told_with_a_cure() -> None:
+    one_sided = between_machines(large_in_bytes_per_s=1e9)
+    doubted = judged(one_sided, "", BLOCK_BYTES)
+    assert (doubted.warning, doubted.settled) == ("", False), "once may have been a bad moment"
+    sure = judged(replace(one_sided, measured=SURE_AFTER), "", BLOCK_BYTES)
+    assert "1.00 GB/s over a link that carries 4.54 GB/s the other way" in sure.warning
+    assert "swap roles" in sure.cure
+    assert sure.settled
+
+
+def test_messages_that_cost_more_one_way_count_for_blocks_of_their_size() -> None:
+    one_sided = between_machines(small_in_bytes_per_s=4096 / 40e-6, measured=SURE_AFTER)
+    assert "the other way" in judged(one_sided, "", 4096).warning
+    assert not judged(one_sided, "", 1 << 20).warning
+
+
+@pytest.mark.parametrize("changes", [{"large_in_bytes_per_s": 3e9}, {"large_out_bytes_per_s": 1e9}])
+def test_a_little_slower_or_slower_the_other_way_is_not_told(changes: dict[str, float]) -> None:
+    told = judged(between_machines(measured=SURE_AFTER, **changes), "", BLOCK_BYTES)
+    assert (told.warning, told.settled) == ("", True)
+
+
+def test_directions_are_not_compared_within_one_machine() -> None:
+    assert not judged(measured(large_in_bytes_per_s=2e9, measured=SURE_AFTER), "", BLOCK_BYTES).warning

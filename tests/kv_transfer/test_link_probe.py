@@ -2,11 +2,14 @@
 
 import asyncio
 import pickle
+import socket
 import struct
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -16,7 +19,7 @@ from cluster_core.errors import BatonError, ExportGone, TransferFailed
 from cluster_core.identity import Incarnation, WorkerId
 from cluster_core.links import LinkReport, ProbeAnswer, ProbeBurst, ProbeHello, ProbeQuestion, ProbeReceive
 from kv_transfer import link_probe
-from kv_transfer.link_bursts import BURST_BYTES
+from kv_transfer.link_bursts import BURST_BYTES, LinkBursts
 from kv_transfer.link_probe import LinkProbe, ProbeParts
 from kv_transfer.loopback_transport import LoopbackNetwork, LoopbackTransport
 from kv_transfer.settings import TransferSettings
@@ -24,6 +27,16 @@ from kv_transfer.transport import make_transport
 from tests.kv_transfer.probes import BLOCK_BYTES, DirectConversation, parts_of
 
 TIMEOUT_S = 30.0
+
+
+@contextmanager
+def tcp_connection() -> Iterator[tuple[socket.socket, socket.socket]]:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as sending:
+        receiving, _ = server.accept()
+        with receiving:
+            yield sending, receiving
+
+
 EXPORTER = WorkerId("prefill-0")
 
 
@@ -111,6 +124,70 @@ async def test_a_bad_moment_is_measured_again_and_the_best_stands(pair: tuple[Pr
     assert (report.measured, report.warning) == (2, "")
     assert report.large_in_bytes_per_s > 1e3
     await conversation.close()
+
+
+async def test_of_each_direction_the_best_measurement_stands(pair: tuple[ProbeParts, ProbeParts]) -> None:
+    here, there = pair
+    probe = LinkProbe(here)
+    known = LinkReport(
+        peer=EXPORTER,
+        incarnation=there.incarnation,
+        transport="loopback",
+        large_in_bytes_per_s=1e3,
+        small_out_bytes_per_s=1e15,
+        large_out_bytes_per_s=1e15,
+        measured=1,
+        settled=False,
+    )
+    here.book.enter(known)
+    conversation = DirectConversation(LinkProbe(there))
+    report = await probe.measure(EXPORTER, there.incarnation, conversation)
+    await conversation.close()
+    assert report.large_in_bytes_per_s > 1e3
+    assert (report.small_out_bytes_per_s, report.large_out_bytes_per_s) == (1e15, 1e15)
+
+
+class MuteTransport(LoopbackTransport):
+    """Like NIXL, it does not say what carries its messages."""
+
+    name = "nixl"
+
+
+@pytest.mark.parametrize(("by_tcp", "lane"), [(True, "tcp"), (False, "shared memory")])
+async def test_what_a_transport_does_not_say_the_kernel_does(
+    by_tcp: bool,
+    lane: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Bursts(LinkBursts):
+        async def come(self, burst: ProbeBurst) -> float:
+            if by_tcp:
+                await asyncio.to_thread(lambda: carry(burst.count * burst.message_bytes))
+            return await super().come(burst)
+
+    monkeypatch.setattr(link_probe, "LinkBursts", Bursts)
+    network = LoopbackNetwork()
+    transports = MuteTransport(network), MuteTransport(network)
+    for transport in transports:
+        await transport.start()
+    here, there = parts_of("decode-0", transports[0]), parts_of(EXPORTER, transports[1])
+    with tcp_connection() as (sending, receiving):
+
+        def carry(count: int) -> None:
+            sender = Thread(target=sending.sendall, args=(bytes(count),))
+            sender.start()
+            while count:
+                count -= len(receiving.recv(1 << 20))
+            sender.join()
+
+        carry(1)
+        conversation = DirectConversation(LinkProbe(there))
+        report = await LinkProbe(here).measure(EXPORTER, there.incarnation, conversation)
+    await conversation.close()
+    for transport in transports:
+        await transport.close()
+    assert report.lane == lane
+    assert ("where shared memory was expected" in report.warning) == by_tcp
 
 
 @pytest.mark.parametrize(

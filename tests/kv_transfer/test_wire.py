@@ -84,6 +84,18 @@ async def test_over_a_slow_link_blocks_arrive_rounded_and_smaller(
     await pair.assert_no_holds()
 
 
+async def test_packed_blocks_come_in_as_many_lots_as_they_are_packed_in(
+    network: LoopbackNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kv_transfer.wire.LOT_BYTES", 5 * LAYOUT.block_bytes)
+    pair = await make_pair("int8", "int8", network)
+    measured(pair, SLOW)
+    running = pair.start(TOKENS)
+    pair.export(TOKENS)
+    report = (await ended(running)).report
+    assert (report.moved_blocks, report.messages) == (19, 4)
+
+
 @pytest.mark.parametrize(
     ("prefill", "decode", "bytes_per_s"),
     [

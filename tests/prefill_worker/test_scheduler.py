@@ -17,7 +17,7 @@ from cluster_core.errors import (
     TokenOutOfRange,
 )
 from cluster_core.hash_chain import chain_hashes
-from cluster_core.holds import LeaseHold
+from cluster_core.holds import LeaseHold, RequestHold
 from cluster_core.identity import Attempt, RequestId
 from cluster_core.sampling import ThinkingLimit, choice_seed
 from cluster_rpc.order_checks import Capacity
@@ -96,6 +96,8 @@ class Bench:
         plan = self.scheduler.next_step()
         if plan is None:
             return False
+        held = (hold for hold in self.pool.holders() if isinstance(hold, RequestHold) and not hold.fetching)
+        assert self.scheduler.known_holds().issuperset(held), "the sweeper would take a hold away"
         self.scheduler.step_done(self.engine.step(plan))
         self.pool.audit()
         return True

@@ -197,6 +197,7 @@ class FakeWorker(
                     messages=1,
                     transfer_s=2e-6,
                     exposed_s=5e-7,
+                    overlapped_s=1.5e-6,
                     transport="loopback",
                     wire_format="fp8",
                     exact_bytes=128,

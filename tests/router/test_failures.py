@@ -216,6 +216,45 @@ async def test_a_request_does_not_wait_for_a_worker_that_fell_silent() -> None:
         assert not any(worker.on_silence for worker in router.core.membership.workers())
 
 
+@pytest.mark.parametrize("where", ["before_start", "before_handoff"])
+async def test_a_prefill_worker_that_falls_silent_after_the_first_token_is_not_waited_for(where: str) -> None:
+    quick = replace(SETTINGS, watch_period_s=0.02, watch_silence_periods=5)
+    async with running_router(quick) as router:
+        readers = [await router.add("prefill-0"), await router.add("prefill-1")]
+        decode = await router.add("decode-0")
+
+        async def wait(_: int) -> None:
+            if decode.orders[-1].attempt == 1:
+                await asyncio.Event().wait()
+
+        setattr(decode, where, wait)
+        call = router.call(PROMPT, TOKENS, request_id="r")
+        told: list[int] = []
+        async for response in call:
+            told += response.chunk.token_ids
+            if told == answer(PROMPT, 1):
+                next(worker for worker in readers if worker.orders).status_allowed.clear()
+        assert told == answer(PROMPT, TOKENS)
+        assert await outcomes(router, "r") == ["WorkerLost", "finished"]
+        assert [len(worker.orders) for worker in readers] == [1, 1]
+
+
+async def test_a_prefill_worker_that_falls_silent_after_the_hand_over_has_not_failed() -> None:
+    quick = replace(SETTINGS, watch_period_s=0.02, watch_silence_periods=5)
+    async with running_router(quick) as router:
+        reader, decode = await router.add("prefill-0"), await router.add("decode-0")
+
+        async def stop(offset: int) -> None:
+            if offset == 3:
+                reader.status_allowed.clear()
+                await router.until(lambda: not reader.live_calls)
+
+        decode.on_token = stop
+        got = await router.generate(PROMPT, TOKENS, request_id="r")
+        assert got.token_ids == answer(PROMPT, TOKENS)
+        assert await outcomes(router, "r") == ["finished"]
+
+
 async def test_attempts_are_bounded() -> None:
     async with running_router() as router:
         decode = await router.add("decode-0")
