@@ -1,5 +1,6 @@
 """Holds without an owner: found in the second sweep, counted once, told, and given back where nothing can land."""
 
+import asyncio
 import logging
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from cluster_core.holds import Hold, LeaseHold, RequestHold, WriterHold
 from cluster_core.identity import Attempt, RequestId, WorkerId
 from kv_transfer.hold_sweep import HoldSweep
+from kv_transfer.import_job import Imported
 from kv_transfer.target_blocks import TargetBlocks
 from tests.kv_transfer.fake_pool import ATTEMPT, REQUEST, REQUEST_HOLD, FakePool
 from tests.kv_transfer.pair import Pair, SwitchedTransport, ended, until
@@ -78,13 +80,19 @@ async def test_a_lease_hold_without_an_export_is_found_long_before_its_lease_wou
     assert not pool.count(LeaseHold)
 
 
-async def test_what_an_import_writes_is_its_own_while_it_runs_and_while_it_settles(switched: Pair) -> None:
-    transport, pool = switched.decode, switched.decode_pool
+async def stuck_import(pair: Pair) -> tuple[SwitchedTransport, FakePool, asyncio.Task[Imported]]:
+    """Start an import of four blocks that never come."""
+    transport, pool = pair.decode, pair.decode_pool
     assert isinstance(transport, SwitchedTransport)
     transport.astray, transport.stuck = 1 << 40, True
-    switched.export(60)
-    running = switched.start(60)
+    pair.export(60)
+    running = pair.start(60)
     await until(lambda: pool.count(WriterHold) == 4)
+    return transport, pool, running
+
+
+async def test_what_an_import_writes_is_its_own_while_it_runs_and_while_it_settles(switched: Pair) -> None:
+    transport, pool, running = await stuck_import(switched)
     sweep = sweep_of(switched, pool)
     assert sweeps(sweep) == [0] * 4
     running.cancel()
@@ -96,12 +104,7 @@ async def test_what_an_import_writes_is_its_own_while_it_runs_and_while_it_settl
 async def test_a_writer_that_nobody_waits_for_is_quarantined_until_the_transport_is_done(
     switched: Pair, caplog: pytest.LogCaptureFixture
 ) -> None:
-    transport, pool = switched.decode, switched.decode_pool
-    assert isinstance(transport, SwitchedTransport)
-    transport.astray, transport.stuck = 1 << 40, True
-    switched.export(60)
-    running = switched.start(60)
-    await until(lambda: pool.count(WriterHold) == 4)
+    transport, pool, running = await stuck_import(switched)
     running.cancel()
     await until(lambda: transport.aborts > 0)
     switched.importer.settling._receives.clear()  # the mistake: it forgets what is still under way
